@@ -1,0 +1,114 @@
+"""Files and folders that appear whole or not at all, whatever stops the process in between."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class DiskFullError(OSError, ValueError):
+    """Writing failed for want of space (or another operating-system reason); what was there before is untouched."""
+
+
+@contextmanager
+def atomic_file(path: str | Path, mode: str = "w") -> Iterator[object]:
+    """Open a file beside `path` for writing; on a clean exit it is synced to disk and takes the place of `path`.
+
+    Args:
+        path: the file to create or replace; its folder is created.
+        mode: "w" (UTF-8 text) or "wb".
+
+    Raises:
+        DiskFullError: the write failed; `path` keeps its former content and no temporary file stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise _explain(path, error) from error
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Fill a folder beside `path`; on a clean exit every file is synced and the folder takes the place of `path`.
+
+    A former folder at `path` is moved aside first and deleted last, so at every moment either the old or the new
+    content exists on disk.
+
+    Args:
+        path: the folder to create or replace.
+
+    Raises:
+        DiskFullError: the write failed; the former folder is back in its place.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield fresh
+        for file in fresh.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        os.chmod(fresh, 0o777 & ~_umask())
+        _swap(fresh, path)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise _explain(path, error) from error
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(fresh, path)
+        return
+    former = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    os.replace(path, former)
+    try:
+        os.replace(fresh, path)
+    except OSError:
+        os.replace(former, path)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _explain(path: Path, error: OSError) -> OSError:
+    if isinstance(error, DiskFullError):
+        return error
+    where = path.parent if path.parent.exists() else Path(path.anchor or ".")
+    free = shutil.disk_usage(where).free / 2**20
+    return DiskFullError(
+        f"{path}: could not be written ({error.strerror or error}); {free:,.0f} MiB are free there. "
+        "What was saved before is intact: free some space (or choose another output folder) and run again."
+    )
