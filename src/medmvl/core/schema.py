@@ -1,0 +1,356 @@
+"""The only form data takes between disk and processor: one conversation about images and volumes."""
+
+import math
+import os.path
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from medmvl.core.explain import mistakes, shorten
+from medmvl.core.lookup import choices_text
+
+Roots = str | Path | Sequence[str | Path] | None
+"""Folders that a sample's files must lie in; None leaves paths as given, unchecked."""
+
+_CONFIG = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+_PLACEHOLDER = re.compile(r"(<image3d>|<image>)")
+_MEDIA_OF = {"<image>": "image", "<image3d>": "volume"}
+_REFERENCE_KEYS = ("id", "conversations", "image", "image3d", "answer", "task", "data_source", "domain", "split")
+_REFERENCE_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+
+class SampleError(ValueError):
+    """A sample that cannot be used; says which, and the file at fault when there is one.
+
+    Args:
+        message: what is wrong and what to do.
+        sample_id: the sample's id ("?" when it has none).
+        path: the file at fault.
+    """
+
+    def __init__(self, message: str, sample_id: str, path: str | Path | None = None) -> None:
+        # All three go to args, so that the error survives the pickling on its way out of a worker process.
+        super().__init__(message, sample_id, path)
+        self.message, self.sample_id, self.path = message, sample_id, path
+
+    def __str__(self) -> str:
+        where = f" ({self.path})" if self.path is not None else ""
+        return f"sample {self.sample_id!r}{where}: {self.message}"
+
+
+def _placed(path: str, info: ValidationInfo) -> str:
+    """Return the path itself, or, when the caller gave folders, its absolute place under one of them."""
+    return path if info.context is None else _inside(path, info.context)
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_placed)]
+
+
+class Text(BaseModel):
+    """Words."""
+
+    model_config = _CONFIG
+    type: Literal["text"] = "text"
+    text: str
+
+
+class Image(BaseModel):
+    """A picture file; "scan.dcm#frame=3" names one frame of a multi-frame file."""
+
+    model_config = _CONFIG
+    type: Literal["image"] = "image"
+    path: FilePath
+
+
+class Volume(BaseModel):
+    """A 3D file or series folder."""
+
+    model_config = _CONFIG
+    type: Literal["volume"] = "volume"
+    path: FilePath
+
+
+class BoxRef(BaseModel):
+    """The place in a text where box number `box` of `meta.boxes` is written."""
+
+    model_config = _CONFIG
+    type: Literal["box"] = "box"
+    box: int = Field(ge=0)
+
+
+Part = Annotated[Text | Image | Volume | BoxRef, Field(discriminator="type")]
+
+
+class Message(BaseModel):
+    """What one side says; a plain string as content is one Text part."""
+
+    model_config = _CONFIG
+    role: Literal["system", "user", "assistant"]
+    content: tuple[Part, ...]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_alone(cls, content: object) -> object:
+        return ({"type": "text", "text": content},) if isinstance(content, str) else content
+
+
+class Box(BaseModel):
+    """A box on one of the sample's media.
+
+    `coords` are absolute in the file's own frame, lower corner first, upper corner exclusive: (x0, y0, x1, y1) in
+    pixels on an image, (x0, y0, z0, x1, y1, z1) in voxels in a volume. `media` counts the media in reading order.
+    """
+
+    model_config = _CONFIG
+    media: int = Field(default=0, ge=0)
+    coords: tuple[float, ...] = Field(validation_alias=AliasChoices("coords", "box", "xyxy", "corners"))
+    label: str | None = None
+
+    @field_validator("coords", mode="before")
+    @classmethod
+    def _two_corners(cls, coords: object) -> object:
+        if isinstance(coords, list | tuple) and len(coords) == 2 and all(isinstance(c, list | tuple) for c in coords):
+            return (*coords[0], *coords[1])
+        return coords
+
+    @field_validator("coords")
+    @classmethod
+    def _ordered(cls, coords: tuple[float, ...]) -> tuple[float, ...]:
+        if len(coords) not in (4, 6):
+            raise ValueError(f"a box has 4 coordinates (image) or 6 (volume), got {len(coords)}: {coords}")
+        half = len(coords) // 2
+        low, high = coords[:half], coords[half:]
+        if not all(map(math.isfinite, coords)) or any(a > b for a, b in zip(low, high, strict=True)):
+            raise ValueError(f"a box is (lower corner, upper corner) in finite numbers, got {coords}")
+        return coords
+
+
+class Meta(BaseModel):
+    """What is known about a sample beside its text; further keys are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", coerce_numbers_to_str=True)
+    patient: str = ""
+    study: str = ""
+    modality: str = ""
+    answer_type: str = ""
+    boxes: tuple[Box, ...] = ()
+    choices: tuple[str, ...] = ()
+    attributes: dict[str, str] = {}
+
+
+class Sample(BaseModel):
+    """One conversation about zero or more images and volumes."""
+
+    model_config = _CONFIG
+    id: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    source: str = ""
+    task: str = ""
+    split: str = ""
+    meta: Meta = Meta()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        boxes = self.meta.boxes
+        kinds = []
+        for turn, message in enumerate(self.messages):
+            for part in message.content:
+                if isinstance(part, Image | Volume):
+                    if message.role == "assistant":
+                        raise ValueError(
+                            f"messages[{turn}]: an assistant answers in text and boxes, not with {part.path!r}"
+                        )
+                    kinds.append(part.type)
+                elif isinstance(part, BoxRef) and part.box >= len(boxes):
+                    raise ValueError(f"messages[{turn}] shows box {part.box}, but meta.boxes has {len(boxes)}")
+        for index, box in enumerate(boxes):
+            if box.media >= len(kinds):
+                raise ValueError(f"meta.boxes[{index}] lies on media {box.media}, but the sample has {len(kinds)}")
+            wanted = 4 if kinds[box.media] == "image" else 6
+            if len(box.coords) != wanted:
+                raise ValueError(f"meta.boxes[{index}] needs {wanted} coordinates: its media is one {kinds[box.media]}")
+        return self
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], root: Roots = None) -> "Sample":
+        """Read a canonical sample, or an annotation of the reference implementation (key `conversations`).
+
+        In a reference annotation each `<image>` / `<image3d>` of a human turn takes the next path of the lists `image`
+        / `image3d`; the text around it is kept, stripped at its outer ends only. `answer` adds the last assistant turn.
+
+        Args:
+            data: the decoded JSON object; it is not changed.
+            root: the folder (or folders) that the files lie in. Relative paths are joined to the first folder that has
+                them. A path that leaves every folder is refused, whatever its spelling.
+
+        Raises:
+            SampleError: names the sample, everything wrong with it, and the nearest known key.
+        """
+        if not isinstance(data, Mapping):
+            raise SampleError(f"a sample is a JSON object, got {type(data).__name__}", "?")
+        sample_id = str(data.get("id", "?"))
+        canonical = _from_reference(data, sample_id) if "conversations" in data else data
+        try:
+            return cls.model_validate(canonical, context=None if root is None else _folders(root))
+        except ValidationError as error:
+            found = mistakes(error, cls)
+            lines = [f"{mistake.dotted}: {mistake.message}" if mistake.path else mistake.message for mistake in found]
+            paths = [
+                item["input"]
+                for item in error.errors()
+                if item["loc"][-1:] == ("path",) and item["type"] == "value_error"
+            ]
+            raise SampleError("; ".join(lines), sample_id, paths[0] if paths else None) from None
+
+    def to_dict(self, root: str | Path | None = None) -> dict[str, Any]:
+        """Return the canonical JSON object; paths under `root` become relative to it. `from_dict` reads it back."""
+        base = None if root is None else os.path.abspath(root)
+        meta = self.meta.model_dump(mode="json", exclude={"boxes"}, exclude_defaults=True)
+        if self.meta.boxes:
+            meta["boxes"] = [box.model_dump(mode="json", exclude_none=True) for box in self.meta.boxes]
+        return {
+            "id": self.id,
+            "messages": [
+                {"role": message.role, "content": [_part_dict(part, base) for part in message.content]}
+                for message in self.messages
+            ],
+            "source": self.source,
+            "task": self.task,
+            "split": self.split,
+            "meta": meta,
+        }
+
+    @property
+    def media(self) -> tuple[Image | Volume, ...]:
+        """Images and volumes in reading order."""
+        return tuple(p for message in self.messages for p in message.content if isinstance(p, Image | Volume))
+
+    @property
+    def media_key(self) -> tuple[str, ...]:
+        """Paths of the media in reading order: samples with equal keys can share one row."""
+        return tuple(part.path for part in self.media)
+
+    @property
+    def patient(self) -> str:
+        """Whom the sample is about: `meta.patient`, else the first media's path, else the id."""
+        return self.meta.patient or next(iter(self.media_key), self.id)
+
+    @property
+    def answer(self) -> str:
+        """Text of the last assistant message, boxes left out; "" without one."""
+        for message in reversed(self.messages):
+            if message.role == "assistant":
+                return "".join(part.text for part in message.content if isinstance(part, Text))
+        return ""
+
+    def prompt(self) -> "Sample":
+        """Return the sample without its closing assistant messages: what a model is asked."""
+        end = len(self.messages)
+        while end and self.messages[end - 1].role == "assistant":
+            end -= 1
+        if end == 0:
+            raise SampleError("the assistant speaks alone: there is nothing to ask a model", self.id)
+        return self if end == len(self.messages) else self.model_copy(update={"messages": self.messages[:end]})
+
+
+def _folders(root: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    roots = (root,) if isinstance(root, str | Path) else tuple(root)
+    if not roots:
+        raise ValueError("roots is empty: give at least one folder, or None to leave paths unchecked")
+    return tuple(os.path.abspath(folder) for folder in roots)
+
+
+def _inside(path: str, roots: tuple[str, ...]) -> str:
+    """Return the absolute path of a file that lies under one of `roots`, which are absolute folders."""
+    # The check is lexical on purpose: a symlink that the user laid inside a root is followed.
+    allowed = []
+    for root in roots:
+        candidate = os.path.normpath(os.path.join(root, path))
+        if candidate == root or candidate.startswith(root.rstrip(os.sep) + os.sep):
+            allowed.append(candidate)
+    if not allowed:
+        raise ValueError(f"the path leaves the given folders ({', '.join(roots)}); move the file or add its folder")
+    if len(allowed) == 1:
+        return allowed[0]
+    return next((found for found in allowed if os.path.exists(found.partition("#")[0])), allowed[0])
+
+
+def _part_dict(part: Text | Image | Volume | BoxRef, base: str | None) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, BoxRef):
+        return {"type": "box", "box": part.box}
+    path = part.path
+    if base is not None and path.startswith(base.rstrip(os.sep) + os.sep):
+        path = os.path.relpath(path, base)
+    return {"type": part.type, "path": path}
+
+
+def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
+    """Turn a reference annotation into a canonical dict."""
+    unknown = [key for key in data if key not in _REFERENCE_KEYS]
+    if unknown:
+        hints = [f"unknown key {key!r}; {choices_text(str(key), _REFERENCE_KEYS, 'known keys')}" for key in unknown]
+        raise SampleError("; ".join(hints), sample_id)
+    if not isinstance(data["conversations"], list | tuple):
+        raise SampleError(f"'conversations' is a list of turns, got {type(data['conversations']).__name__}", sample_id)
+    paths = {kind: _path_list(data, key, sample_id) for key, kind in (("image", "image"), ("image3d", "volume"))}
+    counts = dict.fromkeys(paths, 0)
+    messages = []
+    for index, turn in enumerate(data["conversations"]):
+        role, text = _reference_turn(turn, index, sample_id)
+        content: list[dict[str, Any]] = []
+        for piece in [text] if role == "assistant" else _PLACEHOLDER.split(text.strip()):
+            kind = _MEDIA_OF.get(piece) if role == "user" else None
+            if kind is None:
+                content += [{"type": "text", "text": piece}] if piece or role == "assistant" else []
+                continue
+            if counts[kind] < len(paths[kind]):
+                content.append({"type": kind, "path": paths[kind][counts[kind]]})
+            counts[kind] += 1
+        messages.append({"role": role, "content": content})
+    for placeholder, kind in _MEDIA_OF.items():
+        if counts[kind] != len(paths[kind]):
+            raise SampleError(
+                f"the text shows {placeholder} {counts[kind]} times, but {len(paths[kind])} {kind} paths are given; "
+                "give one path per placeholder",
+                sample_id,
+            )
+    if data.get("answer") is not None:
+        messages.append({"role": "assistant", "content": str(data["answer"])})
+    meta = {"domain": data["domain"]} if data.get("domain") is not None else {}
+    canonical = {"messages": messages, "meta": meta, "source": data.get("data_source") or ""}
+    canonical |= {key: data[key] for key in ("id", "task", "split") if data.get(key) is not None}
+    return canonical
+
+
+def _path_list(data: Mapping[str, Any], key: str, sample_id: str) -> list[str]:
+    value = data.get(key)
+    paths = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
+        raise SampleError(f"{key!r} is a list of paths, got {value!r}", sample_id)
+    return list(paths)
+
+
+def _reference_turn(turn: object, index: int, sample_id: str) -> tuple[str, str]:
+    if not isinstance(turn, Mapping) or set(turn) != {"from", "value"} or not isinstance(turn["value"], str):
+        message = f"conversations[{index}] is not {{'from': ..., 'value': text}}: {shorten(turn)}"
+        raise SampleError(message, sample_id)
+    role = _REFERENCE_ROLES.get(turn["from"])
+    if role is None:
+        hint = choices_text(str(turn["from"]), _REFERENCE_ROLES)
+        raise SampleError(f"conversations[{index}] is from {turn['from']!r}; {hint}", sample_id)
+    return role, turn["value"]
