@@ -73,13 +73,40 @@ def field_names(model: type[BaseModel] | None) -> list[str]:
     return list(model.model_fields) if model else []
 
 
+def step(annotation: Any, part: int | str) -> tuple[Any, type[BaseModel] | None]:
+    """Go one key down in a type: return the type below and, when a model holds the key, that model."""
+    members = [_plain(member) for member in _members(annotation)]
+    models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+    for model in models:
+        if part in model.model_fields:
+            return model.model_fields[str(part)].annotation, model
+    for member in members:
+        arguments = get_args(member)
+        if arguments and get_origin(member) in (tuple, list, dict):
+            return arguments[1] if get_origin(member) is dict else arguments[0], None
+    return None, models[0] if models else None
+
+
+def model_of_values(annotation: Any) -> type[BaseModel] | None:
+    """Return the model M of a type dict[str, M], else None."""
+    for member in _members(annotation):
+        arguments = get_args(_plain(member))
+        if (
+            get_origin(_plain(member)) is dict
+            and isinstance(arguments[1], type)
+            and issubclass(arguments[1], BaseModel)
+        ):
+            return arguments[1]
+    return None
+
+
 def _walk(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[Path, type[BaseModel] | None]:
     """Follow pydantic's location through the annotations.
 
-    Returns the keys as they stand in the file (pydantic adds the names of union members on the way) and the
-    model that holds the last key.
+    Returns the keys as they stand in the file (pydantic adds the names of union members and the mark "[key]") and
+    the model that holds the last key.
     """
-    path: list[str | int] = []
+    path: list[int | str] = []
     parent: type[BaseModel] | None = None
     here: Any = model
     for part in loc:
@@ -87,24 +114,10 @@ def _walk(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[Path, typ
         tagged = [member for member in members if part in _tags(member)]
         if len(members) > 1 and tagged:
             here = tagged[0]
-            continue
-        path.append(part)
-        models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
-        holders = [member for member in models if part in member.model_fields] or models
-        parent = holders[0] if holders else None
-        here = _step(members, holders, part)
+        elif part != "[key]":
+            path.append(part)
+            here, parent = step(here, part)
     return tuple(path), parent
-
-
-def _step(members: list[Any], holders: list[type[BaseModel]], part: int | str) -> Any:
-    for holder in holders:
-        if part in holder.model_fields:
-            return holder.model_fields[str(part)].annotation
-    for member in members:
-        arguments = get_args(member)
-        if arguments and get_origin(member) in (tuple, list, dict):
-            return arguments[1] if get_origin(member) is dict else arguments[0]
-    return None
 
 
 def _plain(annotation: Any) -> Any:
