@@ -1,0 +1,158 @@
+"""What a model is made of and which of its parts learn: settings only, no torch."""
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from medmvl.core import shipped
+from medmvl.core.config import Strict
+from medmvl.core.lookup import choices_text
+
+CONNECTORS = {
+    "linear": "medmvl.model.connectors:Linear",
+    "mlp": "medmvl.model.connectors:Mlp",
+    "pool": "medmvl.model.connectors:Pool",
+    "attention": "medmvl.model.connectors:Attention",
+    "perceiver": "medmvl.model.connectors:Perceiver",
+}
+TOWERS = {"image": "<image>", "volume": "<image3d>"}
+"""Kinds of towers, and the placeholder that stands for one of their media in a prompt."""
+PARTS = ("llm", *(f"{tower}.{part}" for tower in TOWERS for part in ("encoder", "connector")))
+"""Names of the parts of a model, as tuning tables name them."""
+
+
+def _connector_name(name: str) -> str:
+    if name not in CONNECTORS and ":" not in name:
+        raise ValueError(f"unknown connector {name!r}; {choices_text(name, CONNECTORS)}")
+    return name
+
+
+def template_name(name: str) -> str:
+    """Return a template's name or path as it is; raise ValueError for a name that does not ship."""
+    known = shipped.names("processing/templates", ".jinja")
+    if name not in known and not name.endswith(".jinja"):
+        raise ValueError(f"unknown template {name!r}; {choices_text(name, known)}. A path to a .jinja file works too")
+    return name
+
+
+def tower_name(name: str) -> str:
+    """Return a tower's name as it is; raise ValueError for an unknown one."""
+    if name not in TOWERS:
+        raise ValueError(f"unknown tower {name!r}; {choices_text(name, TOWERS)}")
+    return name
+
+
+def part_pattern(pattern: str) -> str:
+    """Return a pattern over the parts of a model ("llm", "image.*") as it is; raise ValueError when none can match."""
+    if not any(fnmatchcase(part, pattern) for part in PARTS):
+        raise ValueError(f"no part of a model is called {pattern!r}; {choices_text(pattern, PARTS, 'parts')}")
+    return pattern
+
+
+TemplateName = Annotated[str, AfterValidator(template_name)]
+
+
+class Weights(Strict):
+    """Where a part comes from: `path` (weights) or `architecture` (random weights), one of the two."""
+
+    path: str | None = Field(None, description="local folder, hub name, table name, or dotted path of your own class")
+    architecture: dict[str, Any] | None = Field(None, description="a transformers config with its model_type")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.architecture is None):
+            raise ValueError("give either 'path' (a local folder or hub name) or 'architecture' (random weights)")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise ValueError(
+                'architecture: required key \'model_type\' is missing ("siglip_vision_model", "qwen2", ...)'
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """How tables call it: the path, or the model type of the architecture."""
+        return self.path or f"{(self.architecture or {})['model_type']} (random weights)"
+
+
+class LLMConfig(Weights):
+    """The language model: any causal LM of transformers."""
+
+    tokenizer: str | None = Field(None, description="folder or hub name of the tokenizer; default: with the weights")
+
+
+def _from_path(value: object) -> object:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class TowerConfig(Strict):
+    """Encoder + connector + placeholder for one kind of media."""
+
+    encoder: Annotated[Weights, BeforeValidator(_from_path, json_schema_input_type=str | Weights)]
+    encoder_options: dict[str, Any] = Field(default_factory=dict)
+    layer: int = Field(
+        -1, description="hidden state taken as feature; -1 the last, -2 second to last, before final norm"
+    )
+    tokens: Literal["all", "patches"] = Field("all", description="keep class tokens inside, or drop them")
+    connector: Annotated[str, AfterValidator(_connector_name)] = "mlp"
+    connector_options: dict[str, Any] = Field(default_factory=dict)
+    placeholder: str | None = Field(None, description="default <image> or <image3d>")
+    spec: dict[str, Any] | None = Field(
+        None, description="fields of the VisionSpec to set otherwise than the checkpoint"
+    )
+
+
+class ModelConfig(Strict):
+    """A vision-language model: one LLM, and a tower for each kind of media."""
+
+    llm: Annotated[LLMConfig, BeforeValidator(_from_path, json_schema_input_type=str | LLMConfig)]
+    template: TemplateName | None = Field(None, description="shipped name or .jinja path; default: the LLM's own")
+    towers: dict[Annotated[str, AfterValidator(tower_name)], TowerConfig] = Field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of this model's parts."""
+        return tuple(part for part in PARTS if part == "llm" or part.partition(".")[0] in self.towers)
+
+
+class TuneRule(Strict):
+    """How one part learns; a part without a rule is frozen."""
+
+    mode: Literal["frozen", "full", "lora"]
+    lr: float | None = Field(None, gt=0, description="learning rate; required unless frozen")
+    rank: int | None = Field(None, ge=1, description="lora only; default 128")
+    alpha: float | None = Field(None, gt=0, description="lora only; default twice the rank")
+    dropout: float | None = Field(None, ge=0, lt=1, description="lora only; default 0.05")
+    targets: list[str] | None = Field(None, description="lora only: names of the layers; default every linear layer")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_defaults(cls, data: object) -> object:
+        if not isinstance(data, Mapping) or data.get("mode") != "lora":
+            return data
+        filled = {"rank": 128, "dropout": 0.05} | {key: value for key, value in data.items() if value is not None}
+        if isinstance(filled["rank"], int):
+            filled.setdefault("alpha", 2.0 * filled["rank"])
+        return filled
+
+    @model_validator(mode="after")
+    def _fits_mode(self) -> Self:
+        if self.mode == "frozen" and self.lr is not None:
+            raise ValueError("a frozen part takes no 'lr'; remove it, or choose mode full or lora")
+        if self.mode != "frozen" and self.lr is None:
+            raise ValueError(f"mode {self.mode} needs a learning rate 'lr'")
+        given = [key for key in ("rank", "alpha", "dropout", "targets") if getattr(self, key) is not None]
+        if self.mode != "lora" and given:
+            raise ValueError(f"{', '.join(given)}: only for mode lora, this is mode {self.mode}")
+        return self
+
+
+def shipped_architecture(name: str) -> dict[str, Any] | None:
+    """Return what ships about a hub name: {"config": ..., "preprocessor": ... (vision)}; None for an unknown name.
+
+    These are dimensions, no weights: enough to build on the meta device without a network.
+    """
+    path = shipped.path("model/architectures", name.replace("/", "--"), ".json")
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
