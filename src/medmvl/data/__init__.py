@@ -1,0 +1,1 @@
+"""Where samples come from: stores, mixtures, built-in benchmarks."""

@@ -1,0 +1,263 @@
+"""Virtual patients and their pictures: where every pixel lies in the patient, and what is true about it.
+
+A patient is a size and a smooth deformation of the atlas; a study is a pose on the scanner's table, a plane, and,
+in half of the studies, a lesion. Pictures follow the radiological convention: on axial and coronal pictures the
+patient's right is on the left-hand side; on sagittal ones anterior is on the left-hand side.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medmvl.data.benchmarks.atlas import PARTS, REGIONS, Atlas
+
+PLANES = ("axial", "coronal", "sagittal")
+SIDES = ("left", "right")
+FIELD_OF_VIEW = 208.0
+"""Millimetres that a picture spans, whatever its pixels."""
+
+_CENTRE = np.array([0.0, 17.5, 5.0])  # of the template's brain, LPS millimetres
+_PLANE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}  # column, row, normal
+_ROW_SIGN = {"axial": 1.0, "coronal": -1.0, "sagittal": -1.0}  # rows grow to posterior, inferior, inferior
+_RADII = {"small": (6.5, 8.5), "large": (13.0, 17.0)}  # millimetres
+_EDGE = 1.0  # millimetres over which a lesion fades out
+_MIN_PART = 0.006  # share of the picture that a part covers before it is worth a box
+
+
+@dataclass(frozen=True)
+class Patient:
+    """An anatomy: atlas point = u + warp(u) + centre, where u is the point in the head, scaled.
+
+    Attributes:
+        scale: atlas millimetres per patient millimetre (x, y, z).
+        amplitude, frequency, phase: of the waves that deform it; [waves, 3], [waves, 3], [waves, 3].
+    """
+
+    scale: np.ndarray
+    amplitude: np.ndarray
+    frequency: np.ndarray
+    phase: np.ndarray
+
+    def to_atlas(self, head: np.ndarray) -> np.ndarray:
+        """Map points [n, 3] of the head (millimetres, LPS, its centre at 0) to the atlas."""
+        scaled = head * self.scale
+        return scaled + self._warp(scaled) + _CENTRE
+
+    def from_atlas(self, points: np.ndarray) -> np.ndarray:
+        """Map atlas points [n, 3] to the head; the inverse of `to_atlas` within a thousandth of a millimetre."""
+        target = points - _CENTRE
+        scaled = target
+        for _ in range(25):  # the warp's slope is below 0.5, so each round at least halves the error
+            scaled = target - self._warp(scaled)
+        return scaled / self.scale
+
+    def _warp(self, scaled: np.ndarray) -> np.ndarray:
+        shift = np.zeros_like(scaled)
+        for amplitude, frequency, phase in zip(self.amplitude, self.frequency, self.phase, strict=True):
+            angle = scaled @ frequency
+            shift += amplitude * np.sin(angle[:, None] + phase)
+        return shift
+
+
+@dataclass(frozen=True)
+class Study:
+    """One picture and the truth about it.
+
+    Attributes:
+        pixels: uint8 [size, size].
+        plane, present ("yes"/"no"), bright ("bright"/"dark"), size, side, structure: the answers; "none" where the
+            picture does not tell (no lesion; the side on a sagittal picture).
+        column, row: eighths of the picture ("0".."7") in which the lesion's centre lies, or "none".
+        lesion: bool [size, size], pixels of the lesion; all False without one.
+        lesion_head: the lesion's centre in the head, LPS millimetres (x > 0 is the patient's left), or None.
+        boxes: part name (or "lesion") -> (x0, y0, x1, y1) in pixels, upper corner exclusive.
+        affine: float64 [3, 3], (column, row, 1) of a pixel's centre -> scanner millimetres (LPS).
+    """
+
+    pixels: np.ndarray
+    plane: str
+    present: str
+    bright: str
+    size: str
+    side: str
+    structure: str
+    column: str
+    row: str
+    lesion: np.ndarray
+    lesion_head: np.ndarray | None
+    boxes: dict[str, tuple[float, float, float, float]]
+    affine: np.ndarray
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The answers by name, as they stand in `meta.attributes`."""
+        names = ("plane", "present", "bright", "size", "side", "structure", "column", "row")
+        return {name: getattr(self, name) for name in names}
+
+
+def make_patient(rng: np.random.Generator) -> Patient:
+    """Draw an anatomy: up to 8 % larger or smaller, 4 % more along one axis, deformed by up to some 5 mm."""
+    waves = 3
+    direction = rng.normal(size=(waves, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    return Patient(
+        scale=rng.uniform(0.92, 1.08) * rng.uniform(0.96, 1.04, 3),
+        amplitude=rng.uniform(-2.0, 2.0, (waves, 3)),
+        frequency=direction * (2 * np.pi / rng.uniform(90.0, 160.0, (waves, 1))),
+        phase=rng.uniform(0, 2 * np.pi, (waves, 3)),
+    )
+
+
+def make_study(atlas: Atlas, patient: Patient, plane: str, size: int, rng: np.random.Generator) -> Study:
+    """Draw and render one study.
+
+    The place of the slice is drawn as if there were a lesion, so that it tells nothing about whether there is one.
+
+    Args:
+        atlas: from `load_atlas`.
+        patient: whose head it is.
+        plane: one of PLANES.
+        size: pixels along each side.
+        rng: the study's own generator.
+    """
+    rotation = _rotation(np.radians(rng.uniform(-1, 1, 3) * (12.0, 10.0, 10.0)))
+    shift = rng.uniform(-6.0, 6.0, 3)
+    structure, side, extent = (str(rng.choice(names)) for names in (REGIONS, SIDES, tuple(_RADII)))
+    radius = rng.uniform(*_RADII[extent])
+    seeds = atlas.seeds[structure, side]
+    clear = seeds[np.abs(seeds[:, 0]) > max(10.0, 0.85 * radius)]  # a large lesion must not reach over the midline
+    centre = patient.from_atlas(clear[rng.integers(len(clear))][None])[0]
+    present, bright = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
+
+    affine = _affine(plane, size, (rotation.T @ centre + shift) + rng.uniform(-1.5, 1.5))
+    head = _heads(plane, size, affine, rotation, shift, rng.uniform(1.0, 4.0))
+    points = patient.to_atlas(head)
+    tissue = _sample(atlas, points).reshape(2, size, size)
+    fade = _lesion(head, centre, radius, rng).reshape(2, size, size) * (tissue > 0.15)
+    level = rng.uniform(1.3, 1.45) if bright else rng.uniform(0.08, 0.2)
+    if present:
+        tissue = tissue * (1 - fade) + level * fade
+    lesion = (fade.mean(0) > 0.5) & present
+    boxes = _part_boxes(atlas, points.reshape(2, -1, 3)[0], size)
+    if present:
+        boxes["lesion"] = _box(lesion)
+    column, row = _eighths(boxes["lesion"], size) if present else ("none", "none")
+    return Study(
+        pixels=_expose(tissue.mean(0), rng),
+        plane=plane,
+        present="yes" if present else "no",
+        bright=("bright" if bright else "dark") if present else "none",
+        size=extent if present else "none",
+        side=side if present and plane != "sagittal" else "none",
+        structure=structure if present else "none",
+        column=column,
+        row=row,
+        lesion=lesion,
+        lesion_head=centre if present else None,
+        boxes=boxes,
+        affine=affine,
+    )
+
+
+def _rotation(angles: np.ndarray) -> np.ndarray:
+    """Return the rotation [3, 3] about x, then y, then z by `angles` in radians."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def _affine(plane: str, size: int, through: np.ndarray) -> np.ndarray:
+    """Return (column, row, 1) -> scanner millimetres of the plane that runs through a point."""
+    column, row, normal = _PLANE_AXES[plane]
+    pitch = FIELD_OF_VIEW / size
+    affine = np.zeros((3, 3))
+    affine[column, 0] = pitch
+    affine[row, 1] = pitch * _ROW_SIGN[plane]
+    affine[column, 2] = -pitch * (size - 1) / 2
+    affine[row, 2] = -pitch * (size - 1) / 2 * _ROW_SIGN[plane]
+    affine[normal, 2] = through[normal]
+    return affine
+
+
+def _heads(
+    plane: str, size: int, affine: np.ndarray, rotation: np.ndarray, shift: np.ndarray, thickness: float
+) -> np.ndarray:
+    """Return the points [2 * size * size, 3] in the head of a slab's two layers, row by row."""
+    rows, columns = np.mgrid[:size, :size]
+    pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(size * size)])
+    layers = np.repeat((affine @ pixels).T[None], 2, axis=0)
+    layers[:, :, _PLANE_AXES[plane][2]] += np.array([-thickness / 4, thickness / 4])[:, None]
+    return (layers.reshape(-1, 3) - shift) @ rotation.T
+
+
+def _sample(atlas: Atlas, points: np.ndarray) -> np.ndarray:
+    """Return the template at atlas points [n, 3] by trilinear interpolation, 0 outside; float32 [n]."""
+    array = atlas.template
+    depth, height, width = array.shape
+    place = ((points - atlas.template_origin) / atlas.template_spacing).astype(np.float32)
+    place = np.clip(place, 0, np.array([width, height, depth], np.float32) - 1.001)  # the border is empty
+    low = place.astype(np.int32)
+    fx, fy, fz = (place - low).T
+    start = (low[:, 2] * height + low[:, 1]) * width + low[:, 0]
+    flat = array.ravel()
+    value = np.zeros(len(points), np.float32)
+    for dz, wz in ((0, 1 - fz), (height * width, fz)):
+        for dy, wy in ((0, 1 - fy), (width, fy)):
+            corner = start + (dz + dy)
+            value += wz * wy * (flat[corner] * (1 - fx) + flat[corner + 1] * fx)
+    return value
+
+
+def _lesion(head: np.ndarray, centre: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+    """Return how much of each point [n, 3] is lesion, 0..1: an ellipsoid with a soft, slightly wavy edge."""
+    axes = _rotation(rng.uniform(0, 2 * np.pi, 3))
+    stretch = rng.uniform(0.85, 1.15, 3)
+    waves, phase = rng.normal(0, 1.5, 3), rng.uniform(0, 2 * np.pi)
+    local = (head - centre) @ axes.T / (stretch / stretch.prod() ** (1 / 3))
+    reach = np.sqrt((local**2).sum(1))
+    unit = local @ waves / np.maximum(reach, 1e-6)
+    edge = radius * (1 + 0.06 * np.sin(3 * unit + phase))
+    return np.clip(0.5 + (edge - reach) / (2 * _EDGE), 0, 1)
+
+
+def _expose(tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return uint8 pixels with a drawn brightness, contrast, coil shading and (Rician) noise."""
+    size = len(tissue)
+    white, gamma, noise = rng.uniform(135, 170), rng.uniform(0.9, 1.2), rng.uniform(2.0, 7.0)
+    slope = rng.uniform(-0.08, 0.08, 2)
+    ramp = np.linspace(-1, 1, size)
+    shading = 1 + slope[0] * ramp[:, None] + slope[1] * ramp[None]
+    real, imaginary = rng.normal(0, noise, (2, size, size))
+    signal = white * shading * np.maximum(tissue, 0) ** gamma
+    return np.clip(np.hypot(signal + real, imaginary) + 0.5, 0, 255).astype(np.uint8)
+
+
+def _part_boxes(atlas: Atlas, points: np.ndarray, size: int) -> dict[str, tuple[float, float, float, float]]:
+    """Return the box of every part that covers enough of the slice; points [size * size, 3] lie in the atlas."""
+    depth, height, width = atlas.parts.shape
+    index = np.rint((points - atlas.parts_origin) / atlas.parts_spacing).astype(np.int32)
+    inside = ((index >= 0) & (index < (width, height, depth))).all(1)
+    codes = np.zeros(len(points), np.uint8)
+    codes[inside] = atlas.parts[index[inside, 2], index[inside, 1], index[inside, 0]]
+    counts = np.bincount(codes, minlength=len(PARTS) + 1)
+    grid = codes.reshape(size, size)
+    return {
+        part: _box(grid == code, ragged=max(1, size // 32))
+        for code, part in enumerate(PARTS, start=1)
+        if counts[code] > _MIN_PART * size * size
+    }
+
+
+def _box(mask: np.ndarray, ragged: int = 1) -> tuple[float, float, float, float]:
+    """Return the box of a mask's rows and columns that hold at least `ragged` of its pixels."""
+    per_column, per_row = mask.sum(0), mask.sum(1)
+    columns = np.flatnonzero(per_column >= min(ragged, per_column.max()))
+    rows = np.flatnonzero(per_row >= min(ragged, per_row.max()))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def _eighths(box: tuple[float, float, float, float], size: int) -> tuple[str, str]:
+    x0, y0, x1, y1 = box
+    return str(int(4 * (x0 + x1) / size)), str(int(4 * (y0 + y1) / size))
