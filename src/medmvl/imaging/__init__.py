@@ -1,0 +1,1 @@
+"""Reads medical pictures, keeps their geometry, and prepares them the way an encoder wants to be fed."""
