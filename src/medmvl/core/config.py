@@ -251,6 +251,7 @@ def _override(model: type[BaseModel], data: dict[str, Any], origins: Origins, ov
     here: Any = data
     annotation: Any = model
     keys: Keys = ()
+    written = _Origin(f"override {override!r}")
     while parts:
         slot, used = _slot(here, parts, annotation)
         if slot is None:
@@ -263,10 +264,10 @@ def _override(model: type[BaseModel], data: dict[str, Any], origins: Origins, ov
         if not parts:
             here[slot] = value
         elif isinstance(slot, str) and here.get(slot) is None:
-            here[slot] = {}
+            here[slot], origins[keys] = {}, written
         here = here[slot]
     _forget(origins, keys)
-    origins[keys] = _Origin(f"override {override!r}")
+    origins[keys] = written
     return None
 
 
