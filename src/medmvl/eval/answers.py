@@ -1,0 +1,65 @@
+"""From what a model said to what is scored: text as it is, the letter of an option, or a box."""
+
+import re
+from collections.abc import Callable, Sequence
+from string import ascii_uppercase
+from typing import Literal
+
+from medmvl.core.boxes import Coords
+from medmvl.core.schema import BoxRef, Sample, SampleError
+from medmvl.eval.metrics.text import normalise
+
+Kind = Literal["text", "letter", "box"]
+Parsed = str | Coords
+ReadBoxes = Callable[[str, Sample], Sequence[Coords]]
+"""(answer text, sample) -> boxes in the file's frame, read as the processor of the model under test writes them."""
+
+# A letter counts when it stands alone at the start ("B", "(b)", "B. left", "B: left"); "A lesion ..." is no answer "A".
+_LETTER = re.compile(r"\(?([A-Za-z])(?:$|[).:,])")
+
+
+def parse(kind: Kind, text: str, sample: Sample, read_boxes: ReadBoxes) -> Parsed | None:
+    """Return what the answer says, or None if it says nothing of that kind.
+
+    Args:
+        kind: "text": the answer without outer white space; "letter": the letter of an option, in upper case; an
+            answer that repeats one option's text stands for its letter; "box": the first box, in the file's frame.
+        text: the raw answer.
+        sample: whose question it was; `meta.choices` holds the options' texts.
+        read_boxes: reads boxes out of text.
+    """
+    text = text.strip()
+    if kind == "text":
+        return text or None
+    if kind == "letter":
+        return letter(text, sample.meta.choices)
+    found = read_boxes(text, sample)
+    return tuple(found[0]) if found else None
+
+
+def letter(text: str, choices: Sequence[str] = ()) -> str | None:
+    """Return the option's letter in upper case, or None; with `choices` only their letters count."""
+    known = ascii_uppercase[: len(choices)] if choices else ascii_uppercase
+    match = _LETTER.match(text.strip())
+    if match:
+        return found if (found := match[1].upper()) in known else None
+    same = [known[i] for i, choice in enumerate(choices) if normalise(choice) == normalise(text)]
+    return same[0] if len(same) == 1 else None
+
+
+def reference(kind: Kind, sample: Sample) -> Parsed:
+    """Return the true answer of a sample in the form that `parse` returns.
+
+    Raises:
+        SampleError: the sample's last assistant message holds no answer of that kind.
+    """
+    if kind == "box":
+        refs = [part for part in sample.messages[-1].content if isinstance(part, BoxRef)]
+        if sample.messages[-1].role == "assistant" and refs:
+            return sample.meta.boxes[refs[0].box].coords
+    else:
+        text = sample.answer.strip()
+        found = letter(text, sample.meta.choices) if kind == "letter" else text
+        if found:
+            return found
+    raise SampleError(f"the last assistant message holds no true answer of kind {kind!r} to score against", sample.id)

@@ -1,0 +1,1 @@
+"""Pure metric functions; the name of a metric says its variant."""

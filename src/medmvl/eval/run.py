@@ -1,0 +1,116 @@
+"""Judging a model: tasks in, scores with intervals and controls out, every question and answer kept."""
+
+import hashlib
+import json
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from medmvl.core.atomic import atomic_file
+from medmvl.eval.ask import Target, ask
+from medmvl.eval.report import write_report
+from medmvl.eval.task import Task, load_tasks
+from medmvl.eval.trial import Trial
+
+SCORES, PREDICTIONS, REPORT = "scores.json", "predictions.jsonl", "report.html"
+_PACKAGES = ("medmvl", "torch", "transformers", "numpy")
+_PICTURES = ("", "blank_image", "shuffled_image")  # conditions in which the model is asked; "" = the real pictures
+
+
+def evaluate(
+    target: Target | str | Path,
+    tasks: str | Path | Task | Sequence[str | Path | Task],
+    out: str | Path | None = None,
+    *,
+    roots: Sequence[str | Path] = (),
+    limit: int | None = None,
+    batch_size: int = 256,
+    resamples: int = 1000,
+    seed: int = 0,
+    logs: Sequence[str | Path] = (),
+) -> dict[str, Any]:
+    """Judge a model on tasks, each beside its controls.
+
+    Args:
+        target: a bundle, the path of one, or anything that answers samples as a bundle does (`Target`).
+        tasks: names ("brain_atlas/side"), groups ("brain_atlas"), YAML files, or tasks.
+        out: folder that receives scores.json, predictions.jsonl and report.html; None writes nothing.
+        roots: folders in which the tasks' data sources lie.
+        limit: ask at most so many samples of each task; the same patients in every task.
+        batch_size: samples handed to the model at once.
+        resamples: bootstrap draws per interval.
+        seed: of the patients under `limit`, the shuffled pictures and the bootstrap draws.
+        logs: training logs (JSONL) whose curves the report shows.
+
+    Returns:
+        What scores.json holds: {"provenance": ..., "tasks": {name: {"n", "version", "metrics", "controls", ...}},
+        "excluded": samples that could not be asked, each with the reason}.
+
+    Raises:
+        LookupNameError, ConfigError, StoreError: a task, its settings or its data source is wrong.
+        DiskFullError: the results could not be written.
+    """
+    chosen = load_tasks(tasks)
+    trials = [Trial.load(task, roots, limit, seed) for task in chosen]
+    model = _opened(target)
+    with tempfile.TemporaryDirectory(prefix="medmvl-eval-") as scratch:
+        for condition in _PICTURES:
+            _run(model, trials, condition, Path(scratch), batch_size, seed)
+    for trial in trials:
+        if "majority" in trial.task.controls:
+            trial.guess()
+    scores = {
+        "provenance": _provenance(target, model, trials, seed),
+        "tasks": {trial.task.name: trial.scores(resamples, seed) for trial in trials},
+        "excluded": [asdict(one) for trial in trials for one in trial.excluded],
+    }
+    if out is not None:
+        _write(Path(out), scores, trials)
+        write_report(out, logs)
+    return scores
+
+
+def _run(model: Target, trials: Sequence[Trial], condition: str, scratch: Path, batch_size: int, seed: int) -> None:
+    """Ask all tasks under one condition together, so that a picture's questions of every task meet."""
+    asking = [trial for trial in trials if not condition or condition in trial.task.controls]
+    requests = [(trial, request) for trial in asking for request in trial.requests(condition, scratch, seed)]
+    if not requests:
+        return
+    answers, excluded = ask(model, [request for _, request in requests], batch_size)
+    for index, (trial, request) in enumerate(requests):
+        if index in answers:
+            trial.record(request, answers[index], model.processor.boxes_from_text)
+        else:
+            trial.exclude(request.sample.id, condition, excluded[index])
+
+
+def _opened(target: Target | str | Path) -> Target:
+    if not isinstance(target, str | Path):
+        return target
+    from medmvl.bundle import load
+
+    return load(target)
+
+
+def _provenance(given: Target | str | Path, model: Target, trials: Sequence[Trial], seed: int) -> dict[str, Any]:
+    data = "\n".join(sorted({trial.data_hash for trial in trials}))
+    return {
+        "model": str(given) if isinstance(given, str | Path) else type(model).__name__,
+        "model_hash": getattr(model, "hash", ""),
+        "data_hash": hashlib.sha256(data.encode()).hexdigest(),
+        "seed": seed,
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
+    }
+
+
+def _write(out: Path, scores: dict[str, Any], trials: Sequence[Trial]) -> None:
+    with atomic_file(out / PREDICTIONS) as file:
+        for trial in trials:
+            for records in trial.records.values():
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with atomic_file(out / SCORES) as file:
+        json.dump(scores, file, indent=2, allow_nan=False)

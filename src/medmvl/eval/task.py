@@ -1,0 +1,102 @@
+"""A task: which samples judge a model, how it is asked, how answers are read and scored. YAML, versioned."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from medmvl.core import shipped
+from medmvl.core.config import Strict, load
+from medmvl.core.lookup import LookupNameError, choices_text, resolve
+from medmvl.eval.answers import Kind
+from medmvl.eval.metrics.table import METRICS
+
+Control = Literal["blank_image", "shuffled_image", "majority"]
+Family = Literal["classification", "closed", "choice", "open", "report", "rec", "reg"]
+
+
+class Generation(Strict):
+    """How answers are produced; temperature 0 is greedy."""
+
+    max_new_tokens: int = Field(default=16, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+
+
+class Task(Strict):
+    """How a bundle is judged on one kind of question.
+
+    A score is comparable only between equal `version`s: it changes with anything that changes a number.
+    """
+
+    name: str
+    version: str
+    title: str
+    """A few words for tables."""
+    family: Family
+    source: str
+    """Data source whose samples are asked: "store/task", or the folder of a sample store."""
+    split: str = "test"
+    generation: Generation = Generation()
+    answer: Kind = "text"
+    """How an answer is read before it is scored: "text", the "letter" of an option, or a "box"."""
+    metrics: list[str] = Field(min_length=1)
+    primary: str = ""
+    """The metric shown first; empty = the first of `metrics`."""
+    controls: list[Control] = Field(default_factory=lambda: list(get_args(Control)))
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name in self.metrics:
+            resolve(METRICS, name, "metrics")
+        if self.primary and self.primary not in self.metrics:
+            raise ValueError(f"primary is not scored: {self.primary!r}; {choices_text(self.primary, self.metrics)}")
+        return self
+
+    @property
+    def shown(self) -> str:
+        """Name of the primary metric."""
+        return self.primary or self.metrics[0]
+
+
+def task_names() -> list[str]:
+    """Return the names of the shipped tasks."""
+    return shipped.names("eval/tasks", ".yaml")
+
+
+def load_tasks(wanted: str | Path | Task | Sequence[str | Path | Task]) -> list[Task]:
+    """Return tasks by shipped name, by group ("brain_atlas" = all of its tasks, by family), by file, or as they are.
+
+    Raises:
+        LookupNameError: neither a shipped task or group nor a file.
+        ConfigError: a task file has mistakes.
+        ValueError: two tasks have one name, or none is given.
+    """
+    items = [wanted] if isinstance(wanted, str | Path | Task) else list(wanted)
+    tasks = [task for item in items for task in _expand(item)]
+    names = [task.name for task in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not tasks:
+        raise ValueError(f"tasks named twice: {', '.join(twice)}" if twice else "no task given")
+    return tasks
+
+
+def _expand(item: str | Path | Task) -> list[Task]:
+    if isinstance(item, Task):
+        return [item]
+    name = str(item)
+    if name.endswith((".yaml", ".yml")):
+        return [load(Task, Path(item))]
+    found = [key for key in task_names() if key == name or key.startswith(name.rstrip("/") + "/")]
+    if not found:
+        known = {*task_names(), *(key.partition("/")[0] for key in task_names())}
+        raise LookupNameError(f"unknown task {name!r}; {choices_text(name, known)}. A path to a .yaml file works too.")
+    families = get_args(Family)
+    return sorted((load(Task, _file(key)) for key in found), key=lambda task: families.index(task.family))
+
+
+def _file(name: str) -> Path:
+    path = shipped.path("eval/tasks", name, ".yaml")
+    if path is None:
+        raise LookupNameError(f"unknown task {name!r}; {choices_text(name, task_names())}")
+    return path

@@ -1,0 +1,219 @@
+"""One task put to one model: its samples and true answers, the questions it asks, and what the answers score."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmvl.core.log import get_logger
+from medmvl.core.schema import BoxRef, Sample, SampleError, Text
+from medmvl.data.store import SampleStore, Source, StoreError, find_source
+from medmvl.eval.answers import Parsed, ReadBoxes, parse, reference
+from medmvl.eval.ask import Request
+from medmvl.eval.controls import blank, frame_size, shuffle
+from medmvl.eval.metrics.table import per_sample
+from medmvl.eval.stats import bootstrap, mean_box, most_frequent
+from medmvl.eval.task import Task
+
+_LOG = get_logger(__name__)
+_GUESS_FROM = 5000  # training samples looked at, at most, for the majority baseline
+
+Record = dict[str, Any]
+"""One line of predictions.jsonl."""
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A sample that could not be asked, and why."""
+
+    id: str
+    task: str
+    control: str
+    reason: str
+
+
+@dataclass
+class Trial:
+    """A task at work.
+
+    Attributes:
+        task: what is asked.
+        source: where its samples lie.
+        data_hash: of the samples' file.
+        samples: id -> sample with its true answer.
+        references: id -> true answer as metrics take it.
+        records: condition ("" = the real pictures, or a control's name) -> one record per answered question.
+        excluded: samples that could not be asked.
+    """
+
+    task: Task
+    source: Source
+    data_hash: str
+    samples: dict[str, Sample] = field(default_factory=dict)
+    references: dict[str, Parsed] = field(default_factory=dict)
+    records: dict[str, list[Record]] = field(default_factory=dict)
+    excluded: list[Excluded] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, task: Task, roots: Sequence[str | Path] = (), limit: int | None = None, seed: int = 0) -> "Trial":
+        """Find a task's samples.
+
+        Args:
+            task: what is asked.
+            roots: folders in which the source lies.
+            limit: keep at most so many samples; a seed keeps the same patients in every task.
+            seed: of the choice under `limit`.
+
+        Raises:
+            StoreError: no such source, split or sample.
+        """
+        source = find_source(task.source, roots)
+        store = SampleStore(source.folder, task.split, source.tasks)
+        trial = cls(task, source, store.hash)
+        found = list(trial._readable(store, range(len(store))))
+        for sample in found if limit is None else _some(found, limit, seed):
+            try:
+                trial.references[sample.id] = reference(task.answer, sample)
+                trial.samples[sample.id] = sample
+            except SampleError as error:
+                trial.exclude(error.sample_id, "", str(error))
+        return trial
+
+    def _readable(self, store: SampleStore, rows: Sequence[int]) -> Iterator[Sample]:
+        for row in rows:
+            try:
+                yield store[row]
+            except SampleError as error:
+                self.exclude(error.sample_id, "", str(error))
+
+    def exclude(self, sample_id: str, control: str, reason: str) -> None:
+        """Note that a sample could not be asked."""
+        self.excluded.append(Excluded(sample_id, self.task.name, control, reason))
+
+    def requests(self, control: str, scratch: Path, seed: int) -> list[Request]:
+        """Return the questions under a condition.
+
+        Args:
+            control: "" for the real pictures; "blank_image" or "shuffled_image" ask what these could answer.
+            scratch: folder for blank pictures.
+            seed: of the shuffle.
+        """
+        samples = list(self.samples.values())
+        if not control:
+            return [Request(self.task, sample, sample.prompt()) for sample in samples]
+        asked = {record["id"] for record in self.records.get("", ())}
+        samples = [sample for sample in samples if sample.id in asked]
+        changed = shuffle(samples, seed) if control == "shuffled_image" else [blank(s, scratch) for s in samples]
+        requests = []
+        for sample, other in zip(samples, changed, strict=True):
+            if other is None:
+                self.exclude(sample.id, control, f"no other patient has a picture of modality {sample.meta.modality!r}")
+            else:
+                requests.append(Request(self.task, sample, other.prompt(), control))
+        return requests
+
+    def record(self, request: Request, text: str, read_boxes: ReadBoxes) -> None:
+        """Parse and score one answer."""
+        # Boxes are read in the frame of the sample's own picture: there the true box lies, also under a control.
+        parsed = parse(self.task.answer, text, request.sample, read_boxes)
+        self._note(request.sample, request.control, text, parsed, request.prompt.media_key)
+
+    def guess(self) -> None:
+        """Answer every asked question with the majority baseline: the most frequent answer, or the mean box.
+
+        The answers are those of the training split where the source has one, else those of the task itself.
+        """
+        known = self._training_samples() or list(self.samples.values())
+        truths = [reference(self.task.answer, sample) for sample in known]
+        asked = [self.samples[record["id"]] for record in self.records.get("", ())]
+        if self.task.answer == "box":
+            shares = mean_box([_scaled(t, s, into_share=True) for t, s in zip(truths, known, strict=True)])
+            for sample in asked:
+                self._note(sample, "majority", "", _scaled(shares, sample, into_share=False), ())
+        else:
+            answer = most_frequent([str(truth) for truth in truths])
+            for sample in asked:
+                self._note(sample, "majority", answer, answer, ())
+
+    def _training_samples(self) -> list[Sample]:
+        try:
+            store = SampleStore(self.source.folder, "train", self.source.tasks)
+        except StoreError as error:
+            _LOG.info("%s: the majority baseline knows the %s answers: %s", self.task.name, self.task.split, error)
+            return []
+        rows = range(0, len(store), 1 + len(store) // _GUESS_FROM)
+        return [store[row] for row in rows]
+
+    def scores(self, resamples: int, seed: int) -> dict[str, Any]:
+        """Return the task's entry of scores.json."""
+        real = self.records.get("", [])
+        return {
+            "n": len(real),
+            "version": self.task.version,
+            "title": self.task.title,
+            "family": self.task.family,
+            "primary": self.task.shown,
+            "patients": len({record["patient"] for record in real}),
+            "unparsed": sum(record["parsed"] is None for record in real),
+            "metrics": self._intervals("", resamples, seed),
+            "controls": {control: self._intervals(control, resamples, seed) for control in self.task.controls},
+        }
+
+    def _intervals(self, condition: str, resamples: int, seed: int) -> dict[str, Any]:
+        records = self.records.get(condition, [])
+        if not records:
+            return {}
+        values = np.array([[record["scores"][metric] for metric in self.task.metrics] for record in records])
+        intervals = bootstrap(values, [record["patient"] for record in records], resamples, seed=seed)
+        return {metric: one.to_dict() for metric, one in zip(self.task.metrics, intervals, strict=True)}
+
+    def _note(self, sample: Sample, control: str, text: str, parsed: Parsed | None, media: Sequence[str]) -> None:
+        truth = self.references[sample.id]
+        values = per_sample(self.task.metrics, [parsed], [truth])
+        words, boxes = _question(sample)
+        self.records.setdefault(control, []).append(
+            {
+                "id": sample.id,
+                "task": self.task.name,
+                "control": control,
+                "patient": sample.patient,
+                "media": list(media),
+                "question": words,
+                "question_boxes": boxes,
+                "answer": text,
+                "parsed": parsed,
+                "reference": truth,
+                "scores": {metric: float(value[0]) for metric, value in values.items()},
+            }
+        )
+
+
+def _some(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
+    """Return at most `limit` samples, patients in an order that a seed fixes for all tasks, rows in theirs."""
+
+    def draw(index: int) -> tuple[bytes, int]:
+        return hashlib.sha256(f"{seed}/{samples[index].patient}".encode()).digest(), index
+
+    return [samples[index] for index in sorted(sorted(range(len(samples)), key=draw)[:limit])]
+
+
+def _scaled(box: Sequence[float], sample: Sample, into_share: bool) -> tuple[float, ...]:
+    """Turn a box of the file's frame into shares of it, or back."""
+    size = frame_size(sample.media[0].path)
+    return tuple(c / size[i % len(size)] if into_share else c * size[i % len(size)] for i, c in enumerate(box))
+
+
+def _question(sample: Sample) -> tuple[str, list[tuple[float, ...]]]:
+    """Return what the last question says, a box in it as "[box 1]", and these boxes."""
+    boxes: list[tuple[float, ...]] = []
+    words = []
+    for part in sample.prompt().messages[-1].content:
+        if isinstance(part, Text):
+            words.append(part.text)
+        elif isinstance(part, BoxRef):
+            boxes.append(sample.meta.boxes[part.box].coords)
+            words.append(f"[box {len(boxes)}]")
+    return "".join(words).strip(), boxes
