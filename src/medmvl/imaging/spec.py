@@ -1,0 +1,337 @@
+"""How an encoder wants to be fed: saved with the weights, read from any Hugging Face vision checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medmvl.core.explain import mistakes
+
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+Fit = Literal["stretch", "crop", "pad"]
+
+# Pillow's numbers, which Hugging Face configs use.
+RESAMPLES: tuple[Resample, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+class SpecError(ValueError):
+    """A preprocessor config that cannot be followed exactly."""
+
+
+class VisionSpec(BaseModel):
+    """What an encoder expects of its pixels.
+
+    A picture is made 8-bit, laid out as `fit` says, resampled, multiplied by `rescale`, then (x - mean) / std.
+
+    Attributes:
+        size: (height, width) of the encoder's input; (depth, height, width) for volumes.
+        channels: 3 (a grey picture is repeated) or 1 (colour becomes luminance).
+        mean, std: one number per channel, in rescaled units.
+        rescale: factor on the 8-bit values.
+        resample: Pillow's filter of that name; its antialiasing is on, as in the PIL processors of transformers.
+        fit: "stretch": resize to `size`, whatever the shape. "crop": resize as `edge` says, then cut `size` from the
+            centre, black where the picture is smaller. "pad": pad to a square with the mean colour, then resize.
+        edge: for "crop": length of the shorter edge after resizing, or the exact (height, width); None: no resizing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: tuple[int, int] | tuple[int, int, int]
+    channels: Literal[1, 3] = 3
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    rescale: float = Field(default=1 / 255, gt=0)
+    resample: Resample = "bicubic"
+    fit: Fit = "stretch"
+    edge: int | tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> VisionSpec:
+        if min(self.size) < 1:
+            raise ValueError(f"size must be positive, got {self.size}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(f"{name} needs one number per channel ({self.channels}), got {values}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+        if self.edge is not None:
+            if self.fit != "crop":
+                raise ValueError(f"edge belongs to fit 'crop', not to {self.fit!r}")
+            if min(self.edge if isinstance(self.edge, tuple) else (self.edge,)) < 1:
+                raise ValueError(f"edge must be positive, got {self.edge}")
+        if self.fit == "pad" and self.size[-1] != self.size[-2]:
+            raise ValueError(f"fit 'pad' makes a square, size is {self.size}")
+        return self
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> VisionSpec:
+        """Read the spec of a checkpoint on disk.
+
+        Args:
+            folder: holds preprocessor_config.json, or processor_config.json with an `image_processor` inside; or the
+                path of such a file.
+
+        Raises:
+            SpecError: no such file, no JSON, or a config that cannot be followed exactly.
+        """
+        folder = Path(folder)
+        names = ("preprocessor_config.json", "processor_config.json")
+        files = [folder] if folder.is_file() else [folder / name for name in names if (folder / name).is_file()]
+        if not files:
+            raise SpecError(
+                f"{folder}: no {' or '.join(names)}; give the folder of a downloaded checkpoint, or write the spec "
+                "(size, mean, std, ...) into the recipe"
+            )
+        try:
+            return cls.from_preprocessor(json.loads(files[0].read_text(encoding="utf-8")))
+        except SpecError as error:
+            raise SpecError(f"{files[0]}: {error}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise SpecError(f"{files[0]}: is no JSON ({error})") from error
+
+    @classmethod
+    def from_preprocessor(cls, config: Mapping[str, Any]) -> VisionSpec:
+        """Read the spec from the content of a Hugging Face preprocessor_config.json.
+
+        What the config leaves out takes the default of its processor class, as in transformers. A class that is not in
+        `FAMILIES` must state everything itself. A NaFlex config (SigLIP 2) becomes the square that uses its patch
+        budget, so a picture of another shape is stretched.
+
+        Raises:
+            SpecError: a field that changes pixels and is not understood here, a size that depends on the picture, or
+                a missing field.
+        """
+        if isinstance(config.get("image_processor"), Mapping):
+            config = config["image_processor"]
+        family = _family(config)
+        known = FAMILIES.get(family, {})
+        fields = {**known, **{key: value for key, value in config.items() if value is not None}}
+        _refuse_unknown(fields, family)
+        mean, std = _normalisation(fields, family)
+        layout = _layout(fields, family)
+        return cls(
+            channels=len(mean),
+            mean=mean,
+            std=std,
+            rescale=float(fields.get("rescale_factor", 1 / 255)) if fields.get("do_rescale", True) else 1.0,
+            resample=_resample(fields, family) if _resizes(layout) else "bilinear",
+            **layout,
+        )
+
+
+def changed(spec: VisionSpec, changes: Mapping[str, Any]) -> VisionSpec:
+    """Return `spec` with some fields set otherwise, as a recipe may ask.
+
+    An `edge` that is not among the changes follows: in proportion to a new `size`, and away with another `fit`.
+
+    Raises:
+        SpecError: unknown fields or values that do not fit, all of them.
+    """
+    fields = {**spec.model_dump(), **changes}
+    if "edge" not in changes and spec.edge is not None:
+        if fields["fit"] != "crop":
+            fields["edge"] = None
+        elif "size" in changes:
+            try:
+                share = min(fields["size"]) / min(spec.size)
+            except TypeError:
+                share = 1.0  # not a size at all, which the validation below says
+            edge = spec.edge
+            fields["edge"] = round(edge * share) if isinstance(edge, int) else [round(side * share) for side in edge]
+    try:
+        return VisionSpec.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"{mistake.dotted}: {mistake.message}" for mistake in mistakes(error, VisionSpec)]
+        raise SpecError("vision spec: " + "; ".join(line.removeprefix(": ") for line in lines)) from error
+
+
+_IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+_HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+_OPENAI = {
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+_CROPPED = {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224, "default_to_square": False}
+
+# Processor classes of transformers (without "ImageProcessor", "FeatureExtractor", "Fast", "Pil") and their defaults.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Beit": {"size": 224, "do_center_crop": False, "crop_size": 224, "resample": 3, **_HALF},
+    "Bit": {**_CROPPED, "resample": 3, **_OPENAI},
+    "Blip": {"size": 384, "resample": 3, **_OPENAI},
+    "CLIP": {**_CROPPED, "resample": 3, **_OPENAI},
+    "ChineseCLIP": {**_CROPPED, "resample": 3, **_OPENAI},
+    "ConvNext": {
+        "size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 3, "default_to_square": False, **_HALF,
+    },
+    "DINOv3ViT": {"size": 224, "resample": 2, **_IMAGENET},
+    "DeiT": {"size": 256, "do_center_crop": True, "crop_size": 224, "resample": 3, **_HALF},
+    "EfficientNet": {
+        "size": 346, "do_center_crop": False, "crop_size": 289, "resample": 3, "include_top": True, **_HALF,
+    },
+    "Levit": {**_CROPPED, "resample": 3, **_IMAGENET},
+    "Llava": {**_CROPPED, "resample": 3, **_OPENAI},
+    "MobileNetV1": {**_CROPPED, "size": {"shortest_edge": 256}, "resample": 2, **_HALF},
+    "MobileNetV2": {**_CROPPED, "size": {"shortest_edge": 256}, "resample": 2, **_HALF},
+    "PoolFormer": {**_CROPPED, "crop_pct": 0.9, "resample": 3, **_IMAGENET},
+    "Pvt": {"size": 224, "resample": 3, **_IMAGENET},
+    "Segformer": {"size": 512, "resample": 2, **_IMAGENET},
+    "Siglip": {"size": 224, "resample": 3, "default_to_square": False, **_HALF},
+    "Siglip2": {"patch_size": 16, "max_num_patches": 256, "resample": 2, **_HALF},
+    "ViT": {"size": 224, "resample": 2, **_HALF},
+}  # fmt: skip
+
+_UNDERSTOOD = {
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale", "rescale_factor",
+    "rescale_offset", "include_top", "do_normalize", "image_mean", "image_std", "do_pad", "default_to_square",
+    "patch_size", "max_num_patches",
+}  # fmt: skip
+# These name things, or act on labels, batches and colour models that never reach an encoder from here.
+_HARMLESS = {
+    "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "do_convert_rgb",
+    "do_reduce_labels", "reduce_labels", "data_format", "input_data_format", "return_tensors", "disable_grouping",
+    "device", "image_seq_length", "num_additional_image_tokens", "vision_feature_select_strategy",
+    "model_input_names", "_valid_processor_keys", "pad_size", "padding_mode",
+}  # fmt: skip
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    for ending in ("Fast", "Pil"):
+        name = name.removesuffix(ending)
+    return name.removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+
+
+def _refuse_unknown(fields: Mapping[str, Any], family: str) -> None:
+    # A flag that is off, or an empty value, changes no pixel.
+    strange = [key for key, value in fields.items() if key not in _UNDERSTOOD | _HARMLESS and value not in (False, {})]
+    if fields.get("do_pad") and family != "Llava":
+        strange.append("do_pad")
+    owners = {"crop_pct": ("ConvNext", "PoolFormer"), "patch_size": ("Siglip2",), "max_num_patches": ("Siglip2",)}
+    strange += [key for key, families in owners.items() if key in fields and family not in families]
+    if strange:
+        raise SpecError(
+            f"field(s) {', '.join(sorted(strange))} of processor {family or 'of unknown class'} may change pixels and "
+            "are not supported; write the spec (size, mean, std, resample, fit, ...) into the recipe instead"
+        )
+
+
+def _need(fields: Mapping[str, Any], key: str, family: str) -> Any:
+    if key not in fields:
+        raise SpecError(
+            f"field {key!r} is missing and processor {family or 'of unknown class'} has no known default; "
+            f"processors with defaults: {', '.join(FAMILIES)}"
+        )
+    return fields[key]
+
+
+def _normalisation(fields: Mapping[str, Any], family: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std per channel; EfficientNet's shift to [-1, 1] and second division are folded into them."""
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    if fields.get("do_normalize", True):
+        mean, std = (_numbers(_need(fields, key, family), key) for key in ("image_mean", "image_std"))
+        if len(mean) != len(std) or len(mean) not in (1, 3):
+            raise SpecError(f"image_mean and image_std must both have 1 or 3 numbers, got {mean} and {std}")
+    if fields.get("rescale_offset") and fields.get("do_rescale", True):
+        mean = tuple(value + 1 for value in mean)
+    if fields.get("include_top"):
+        second = _numbers(_need(fields, "image_std", family), "image_std")
+        std = tuple(value * again for value, again in zip(std, second, strict=True))
+    return mean, std
+
+
+def _numbers(value: Any, key: str) -> tuple[float, ...]:
+    """A single number stands for three equal channels."""
+    values = value if isinstance(value, list | tuple) else [value] * 3
+    if not all(isinstance(item, int | float) for item in values):
+        raise SpecError(f"{key} must be numbers, got {value!r}")
+    return tuple(float(item) for item in values)
+
+
+def _resizes(layout: Mapping[str, Any]) -> bool:
+    return layout["fit"] != "crop" or layout["edge"] is not None
+
+
+def _resample(fields: Mapping[str, Any], family: str) -> Resample:
+    code = _need(fields, "resample", family)
+    if isinstance(code, bool) or code not in range(len(RESAMPLES)):
+        raise SpecError(f"resample {code!r} is unknown; Pillow's codes are {dict(enumerate(RESAMPLES))}")
+    return RESAMPLES[code]
+
+
+def _layout(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """Return size, fit and edge."""
+    if family == "Siglip2":
+        side = math.isqrt(int(fields["max_num_patches"])) * int(fields["patch_size"])
+        return {"size": (side, side), "fit": "stretch", "edge": None}
+    crop = _pair(_need(fields, "crop_size", family), "crop_size") if fields.get("do_center_crop") else None
+    if not fields.get("do_resize", True):
+        if crop is None:
+            raise SpecError("neither do_resize nor do_center_crop is on, so the size would be the picture's own")
+        return {"size": crop, "fit": "crop", "edge": None}
+    resized = _resized(_need(fields, "size", family), bool(fields.get("default_to_square", crop is None)))
+    if family == "Llava" and fields.get("do_pad"):
+        side = resized if isinstance(resized, int) else resized[0]
+        if crop not in (None, (side, side)) or resized not in (side, (side, side)):
+            raise SpecError(f"do_pad makes a square of {side}, but size is {resized} and crop_size is {crop}")
+        return {"size": (side, side), "fit": "pad", "edge": None}
+    if family == "ConvNext":
+        return _convnext(resized, crop, float(fields["crop_pct"]))
+    if family == "Levit" and isinstance(resized, int):
+        resized = int((256 / 224) * resized)
+    if family == "PoolFormer":
+        resized = _poolformer(resized, float(fields["crop_pct"]))
+    if crop is not None:
+        return {"size": crop, "fit": "crop", "edge": resized} if resized != crop else _stretch(crop)
+    if isinstance(resized, int):
+        raise SpecError(
+            f"size {fields['size']} without a centre crop depends on the picture's shape; write the spec "
+            "(size: [height, width], fit, ...) into the recipe instead"
+        )
+    return _stretch(resized)
+
+
+def _stretch(size: tuple[int, int]) -> dict[str, Any]:
+    return {"size": size, "fit": "stretch", "edge": None}
+
+
+def _convnext(resized: int | tuple[int, int], crop: tuple[int, int] | None, share: float) -> dict[str, Any]:
+    """Below 384 the shorter edge becomes size / crop_pct and the centre is cut out; from 384 on it is stretched."""
+    if not isinstance(resized, int) or crop is not None:
+        raise SpecError("a ConvNext processor takes size.shortest_edge and no other crop than crop_pct")
+    if resized >= 384:
+        return _stretch((resized, resized))
+    return {"size": (resized, resized), "fit": "crop", "edge": int(resized / share)}
+
+
+def _poolformer(resized: int | tuple[int, int], share: float) -> int | tuple[int, int]:
+    if isinstance(resized, int):
+        return int(resized / share)
+    height, width = resized
+    return int(height / share) if height == width else (int(height / share), int(width / share))
+
+
+def _resized(size: Any, square: bool) -> int | tuple[int, int]:
+    """The resize target: an int is the shorter edge, a pair the exact (height, width)."""
+    if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
+        return int(size["shortest_edge"])
+    if isinstance(size, int) and not isinstance(size, bool):
+        return (size, size) if square else size
+    return _pair(size, "size")
+
+
+def _pair(size: Any, key: str) -> tuple[int, int]:
+    if isinstance(size, int) and not isinstance(size, bool):
+        return size, size
+    if isinstance(size, Mapping) and set(size) == {"height", "width"}:
+        return int(size["height"]), int(size["width"])
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    raise SpecError(
+        f"{key} {size!r} is not supported; supported are a number, height and width, or shortest_edge for size"
+    )
