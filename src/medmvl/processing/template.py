@@ -9,10 +9,11 @@ from typing import Generic, Self, TypeVar
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from medmvl.core import shipped
 from medmvl.core.lookup import choices_text
 from medmvl.processing.text import control_tokens
 
-SHIPPED = Path(__file__).parent / "templates"
+_FOLDER = "processing/templates"
 
 _OPEN_ENDED = re.compile(r"\{#-?\s*end mark: none\s*-?#\}")
 _FIRST_SLOT, _LAST_SLOT = 0x100000, 0x10FFFD
@@ -108,19 +109,19 @@ class Template:
         Raises:
             ValueError: the name is unknown, or the tokenizer has no template of its own.
         """
-        shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.jinja"))}
+        known = shipped.names(_FOLDER, ".jinja")
         if name is None:
             try:
                 source = tokenizer.get_chat_template()
             except ValueError:
                 raise ValueError(
                     f"tokenizer {tokenizer.name_or_path!r} has no chat template of its own; name one: "
-                    f"{', '.join(shipped)}, or a .jinja file"
+                    f"{', '.join(known)}, or a .jinja file"
                 ) from None
             return cls("tokenizer", source, tokenizer)
-        path = shipped.get(str(name), Path(name))
+        path = shipped.path(_FOLDER, str(name), ".jinja") or Path(name)
         if path.suffix != ".jinja":
-            raise ValueError(f"unknown template {str(name)!r}; {choices_text(str(name), shipped)}, or a .jinja file")
+            raise ValueError(f"unknown template {str(name)!r}; {choices_text(str(name), known)}, or a .jinja file")
         try:
             source = path.read_text(encoding="utf-8")
         except OSError as error:

@@ -1,0 +1,169 @@
+"""Rows of tokens: samples about the same media share them, rows of different media lie end to end."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from medmvl.core.layout import Layout, Segment
+from medmvl.core.schema import SampleError
+from medmvl.processing.encoded import IGNORE, Branch, Encoded, Media
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Group:
+    """Branches behind one common prefix.
+
+    Attributes:
+        media: what the prefix shows, in the order of its placeholders; with an empty prefix, what the branch shows.
+        prefix: int32 [P] ids, none of them learned; empty for a branch on its own.
+        branches: what follows the prefix, at least one token each.
+        sample_ids: the sample of each branch; one sample may own several.
+    """
+
+    media: tuple[Media, ...]
+    prefix: np.ndarray
+    branches: tuple[Branch, ...]
+    sample_ids: tuple[str, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens this group takes in a row."""
+        return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Row:
+    """Groups that lie end to end in one flat row, isolated from each other."""
+
+    groups: tuple[Group, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the row."""
+        return sum(group.num_tokens for group in self.groups)
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        """The samples in this row, each once, in the order of their first branches."""
+        return tuple(dict.fromkeys(sample_id for group in self.groups for sample_id in group.sample_ids))
+
+    @property
+    def layout(self) -> Layout:
+        """Prefix and branches of every group, as segments."""
+        segments, cursor = [], 0
+        for group in self.groups:
+            prefix_start, prefix_end = cursor, cursor + len(group.prefix)
+            if prefix_end > prefix_start:
+                segments.append(Segment(prefix_start, prefix_end))
+                cursor = prefix_end
+            for branch in group.branches:
+                end = cursor + len(branch.ids)
+                # An empty prefix is (0, 0): the branch is isolated.
+                prefix = (prefix_start, prefix_end) if prefix_end > prefix_start else (0, 0)
+                segments.append(Segment(cursor, end, *prefix))
+                cursor = end
+        return Layout(tuple(segments))
+
+
+def shared(encoded: Iterable[Encoded]) -> list[Group]:
+    """Group samples so that what they have in common is computed once.
+
+    Branches that are equal, media included, up to the end of their last medium form one group. Its prefix is the
+    longest they have in common that ends before the first learned token of each, and leaves each at least one token.
+    A branch that shares nothing is a group of its own, without prefix. The order of first appearance is kept.
+    """
+    gathered: dict[tuple[object, ...], list[tuple[Encoded, Branch]]] = {}
+    for sample in encoded:
+        for branch in sample.branches:
+            media = sample.media[: branch.num_media]
+            head = branch.ids[: _media_end(branch, media)].tobytes()
+            gathered.setdefault((*(medium.key for medium in media), head), []).append((sample, branch))
+    return [group for members in gathered.values() for group in _with_prefix(members)]
+
+
+def alone(encoded: Iterable[Encoded]) -> list[Group]:
+    """Return one group per branch, nothing shared."""
+    return [_single(sample, branch) for sample in encoded for branch in sample.branches]
+
+
+def pack(groups: Sequence[Group], max_tokens: int) -> list[Row]:
+    """Fill rows of at most `max_tokens`, deterministically.
+
+    Longest group first, each into the first row with room; groups within a row, and rows by their first group, keep
+    the order given. A group longer than a row is split, its prefix repeated.
+
+    Raises:
+        SampleError: a single branch with its prefix is longer than a row.
+    """
+    pieces = [piece for group in groups for piece in _split(group, max_tokens)]
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(pieces)), key=lambda i: -pieces[i].num_tokens):
+        size = pieces[index].num_tokens
+        place = next((i for i, free in enumerate(room) if free >= size), None)
+        if place is None:
+            place = len(rows)
+            rows.append([])
+            room.append(max_tokens)
+        rows[place].append(index)
+        room[place] -= size
+    return [Row(tuple(pieces[i] for i in row)) for row in sorted(sorted(row) for row in rows)]
+
+
+def _media_end(branch: Branch, media: tuple[Media, ...]) -> int:
+    """Return the index behind the last placeholder; 0 without media."""
+    if not media:
+        return 0
+    return int(np.flatnonzero(np.isin(branch.ids, [medium.token for medium in media]))[-1]) + 1
+
+
+def _single(sample: Encoded, branch: Branch) -> Group:
+    return Group(sample.media[: branch.num_media], branch.ids[:0], (branch,), (sample.id,))
+
+
+def _with_prefix(members: list[tuple[Encoded, Branch]]) -> list[Group]:
+    first_sample, first = members[0]
+    length = min(_limit(branch) for _, branch in members)
+    for _, branch in members[1:]:
+        differs = np.flatnonzero(branch.ids[:length] != first.ids[:length])
+        length = int(differs[0]) if len(differs) else length
+    media = first_sample.media[: first.num_media]
+    # A medium behind the first answer, in a later turn, lies in no prefix: those branches stay apart.
+    if len(members) == 1 or length < max(1, _media_end(first, media)):
+        return [_single(sample, branch) for sample, branch in members]
+    branches = tuple(replace(b, ids=b.ids[length:], labels=b.labels[length:]) for _, b in members)
+    return [Group(media, first.ids[:length], branches, tuple(sample.id for sample, _ in members))]
+
+
+def _limit(branch: Branch) -> int:
+    """Return the longest prefix this branch allows."""
+    learned = np.flatnonzero(branch.labels != IGNORE)
+    return int(learned[0]) if len(learned) else len(branch.ids) - 1
+
+
+def _split(group: Group, max_tokens: int) -> list[Group]:
+    if group.num_tokens <= max_tokens:
+        return [group]
+    parts: list[list[int]] = []
+    free = 0
+    for index, branch in enumerate(group.branches):
+        size = len(branch.ids)
+        if len(group.prefix) + size > max_tokens:
+            raise SampleError(
+                f"{len(group.prefix) + size} tokens are more than a row of {max_tokens} holds; use longer rows",
+                group.sample_ids[index],
+            )
+        if not parts or size > free:
+            parts.append([])
+            free = max_tokens - len(group.prefix)
+        parts[-1].append(index)
+        free -= size
+    return [
+        replace(
+            group,
+            branches=tuple(group.branches[i] for i in part),
+            sample_ids=tuple(group.sample_ids[i] for i in part),
+        )
+        for part in parts
+    ]

@@ -1,0 +1,368 @@
+"""Samples to token ids, labels and lazily read media, and answers back to text and boxes."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from medmvl.core.boxes import BoxFormat, Coords
+from medmvl.core.schema import BoxRef, Message, Sample, SampleError, Text
+from medmvl.imaging.augment import Augmentation
+from medmvl.imaging.geometry import invert, transform_box
+from medmvl.imaging.spec import VisionSpec
+from medmvl.processing.encoded import IGNORE, Branch, Encoded, Media, Seed
+from medmvl.processing.template import Content, Medium, Piece, Template, Turn
+from medmvl.processing.text import Place, TextEncoder, control_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TowerInput:
+    """What the processor must know of a tower: its placeholder, and how many tokens one picture becomes."""
+
+    placeholder: str
+    kind: Literal["image", "volume"]
+    num_tokens: int
+    spec: VisionSpec
+
+
+@dataclass
+class _Draft:
+    """A conversation on its way to tokens."""
+
+    roles: list[str] = field(default_factory=list)
+    contents: list[Content] = field(default_factory=list)
+
+
+class Processor:
+    """Turns samples into ids and labels, in one breath, and model output into text and boxes.
+
+    Args:
+        tokenizer: a fast tokenizer; placeholders it does not have are added to it as special tokens. Their ids may lie
+            beyond the model's embedding rows: the model never embeds them.
+        template: a `Template`, or what `Template.load` takes; None is the tokenizer's own.
+        towers: tower name -> its input; at most one per kind.
+        max_tokens: longest branch allowed, media included.
+        box_format: how boxes are written.
+        shorten: what to do with a longer one: None refuses it, "text" cuts the end of the longest text in its last
+            answer and last question; image tokens and the end mark always stay.
+
+    Raises:
+        ValueError: two towers share a kind or a placeholder, or the template does not fit the tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template | str | Path | None = None,
+        towers: Mapping[str, TowerInput] | None = None,
+        max_tokens: int = 2048,
+        box_format: BoxFormat | None = None,
+        shorten: Literal["text"] | None = None,
+    ) -> None:
+        if shorten not in (None, "text"):
+            raise ValueError(f"shorten is 'text' or None, got {shorten!r}")
+        self.tokenizer = tokenizer
+        self.towers = dict(towers or {})
+        self.max_tokens, self.shorten = max_tokens, shorten
+        self.box_format = box_format or BoxFormat()
+        self._tower_of = {tower.kind: name for name, tower in self.towers.items()}
+        if len(self._tower_of) < len(self.towers):
+            raise ValueError(
+                f"towers {', '.join(self.towers)}: two of them take the same kind of media; keep one per kind"
+            )
+        self.placeholder_ids = _register(tokenizer, {name: tower.placeholder for name, tower in self.towers.items()})
+        """Tower name -> id of its placeholder token."""
+        self.template = template if isinstance(template, Template) else Template.load(template, tokenizer)
+        self._text = TextEncoder(tokenizer)
+        ends = {self.template.end_mark, tokenizer.eos_token_id} - {None}
+        self.stop_ids: tuple[int, ...] = tuple(sorted(ends))
+        """Ids that end an answer: the template's end mark and the tokenizer's end token."""
+
+    def encode(
+        self,
+        sample: Sample,
+        augmentation: Augmentation | None = None,
+        seed: Seed = (),
+        pool: dict[str, Media] | None = None,
+    ) -> Encoded:
+        """Turn a sample that ends with an answer into ids and labels. Opens a file only to place a box.
+
+        Args:
+            sample: the sample.
+            augmentation: how to vary its media; None leaves them as they are.
+            seed: (seed, epoch, media group, ...): equal seeds vary equal media equally.
+            pool: media at hand by key; what is missing is added. Samples that share it read each file once.
+
+        Raises:
+            SampleError: it does not fit the template, the towers or `max_tokens`, a box lies outside of what the
+                encoder sees, or it ends without an answer.
+        """
+        if sample.messages[-1].role != "assistant":
+            raise SampleError("it ends without an answer: nothing to learn; to ask the model, use prompt()", sample.id)
+        encoded = self._encode(sample, self._media(sample, augmentation, seed, pool), answered=True)
+        if not any((branch.labels != IGNORE).any() for branch in encoded.branches):
+            raise SampleError("its answers are empty: nothing to learn", sample.id)
+        return encoded
+
+    def prompt(self, sample: Sample, pool: dict[str, Media] | None = None) -> Encoded:
+        """Turn a sample into the one branch that asks for its last answer, which is left out; no label is set.
+
+        The ids are those that `encode` puts before the answer, one for one.
+
+        Raises:
+            SampleError: as `encode`.
+        """
+        return self._encode(sample.prompt(), self._media(sample, None, (), pool), answered=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of an answer, without control tokens and outer whitespace."""
+        kept = [int(i) for i in ids if i not in self.stop_ids]
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+    def boxes_from_text(self, text: str, sample: Sample, media: int = 0) -> list[Coords]:
+        """Return the boxes an answer names, in the frame of the sample's file number `media`, clipped to it.
+
+        Raises:
+            SampleError: the sample has no such media, or it cannot be read.
+        """
+        shown = self._media(sample, None, (), None)
+        if not 0 <= media < len(shown):
+            raise SampleError(f"it has {len(shown)} media, number {media} was asked for", sample.id)
+        view, (height, width) = shown[media].view, shown[media].spec.size
+        back = invert(view.affine)
+        return [transform_box(box, back, view.file_size) for box in self.box_format.parse_boxes(text, (width, height))]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokenizer's files, template.jinja and processor.json into a folder; `load` needs nothing else."""
+        folder = Path(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / "template.jinja").write_text(self.template.source, encoding="utf-8")
+        state = {
+            "template": self.template.name,
+            "max_tokens": self.max_tokens,
+            "shorten": self.shorten,
+            "box_scale": self.box_format.scale,
+            "towers": {
+                name: {
+                    "placeholder": tower.placeholder,
+                    "kind": tower.kind,
+                    "num_tokens": tower.num_tokens,
+                    "spec": tower.spec.model_dump(mode="json"),
+                }
+                for name, tower in self.towers.items()
+            },
+        }
+        (folder / "processor.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: a file is missing or cannot be understood.
+        """
+        folder = Path(folder)
+        for name in ("processor.json", "template.jinja", "tokenizer.json"):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder} is no processor folder: {name} is missing")
+        state = json.loads((folder / "processor.json").read_text(encoding="utf-8"))
+        # The generic class takes tokenizer.json as it stands; AutoTokenizer would rebuild some families' rules.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        source = (folder / "template.jinja").read_text(encoding="utf-8")
+        towers = {
+            name: TowerInput(**{**tower, "spec": VisionSpec.model_validate(tower["spec"])})
+            for name, tower in state["towers"].items()
+        }
+        return cls(
+            tokenizer,
+            Template(state["template"], source, tokenizer),
+            towers,
+            max_tokens=state["max_tokens"],
+            box_format=BoxFormat(state["box_scale"]),
+            shorten=state["shorten"],
+        )
+
+    def _media(
+        self, sample: Sample, augmentation: Augmentation | None, seed: Seed, pool: dict[str, Media] | None
+    ) -> tuple[Media, ...]:
+        pool = {} if pool is None else pool
+        keys = []
+        paths = sample.media_key
+        for part in sample.media:
+            name = self._tower_of.get(part.type)
+            if name is None:
+                have = ", ".join(sorted(self._tower_of)) or "text only"
+                raise SampleError(f"it shows one {part.type}, but the model takes: {have}", sample.id, part.path)
+            own_seed = (*seed, paths.index(part.path))
+            key = part.path if augmentation is None else f"{part.path}@{own_seed}"
+            keys.append(key)
+            if key not in pool:
+                tower, token = self.towers[name], self.placeholder_ids[name]
+                pool[key] = Media(
+                    name, key, token, tower.num_tokens, part.path, sample.id, tower.spec, augmentation, own_seed
+                )
+        return tuple(pool[key] for key in keys)
+
+    def _encode(self, sample: Sample, media: tuple[Media, ...], answered: bool) -> Encoded:
+        try:
+            draft = self._draft(sample, media)
+            if not answered:
+                draft.roles.append("assistant")
+                draft.contents.append(())
+            branches, shortened = self._branches(draft, media, answered), 0
+            if (length := _longest(branches)) > self.max_tokens:
+                if self.shorten is None:
+                    raise SampleError(
+                        f"{length} tokens are more than max_tokens {self.max_tokens}; raise max_tokens, "
+                        "shorten its text, or set shorten='text'",
+                        sample.id,
+                    )
+                branches, shortened = self._cut(draft, media, answered, sample.id)
+        except SampleError:
+            raise
+        except ValueError as error:
+            raise SampleError(str(error), sample.id) from error
+        return Encoded(sample.id, branches, media, sample.meta, shortened)
+
+    def _draft(self, sample: Sample, media: tuple[Media, ...]) -> _Draft:
+        draft = _Draft()
+        shown = 0
+        for message in sample.messages:
+            said = self._said(message, shown, sample, media)
+            shown += sum(isinstance(piece, Medium) for piece in said)
+            if said or message.role != "system":
+                draft.roles.append(message.role)
+                draft.contents.append(said)
+        return draft
+
+    def _said(self, message: Message, shown: int, sample: Sample, media: tuple[Media, ...]) -> Content:
+        """Return a message's content: outer whitespace gone, boxes written, a line break between media and text."""
+        joined: list[str | Medium] = []
+        for part in message.content:
+            if not isinstance(part, Text | BoxRef):
+                joined.append(Medium(shown))
+                shown += 1
+                continue
+            text = part.text if isinstance(part, Text) else self._box_text(part.box, sample, media)
+            if joined and isinstance(joined[-1], str):
+                joined[-1] += text
+            else:
+                joined.append(text)
+        if joined and isinstance(joined[0], str):
+            joined[0] = joined[0].lstrip()
+        if joined and isinstance(joined[-1], str):
+            joined[-1] = joined[-1].rstrip()
+        for index in range(1, len(joined)):
+            text = joined[index]
+            if isinstance(text, str) and text and not text[0].isspace():
+                joined[index] = "\n" + text
+        return tuple(piece for piece in joined if piece != "")
+
+    def _box_text(self, index: int, sample: Sample, media: tuple[Media, ...]) -> str:
+        box = sample.meta.boxes[index]
+        shown = media[box.media]
+        height, width = shown.spec.size
+        x0, y0, x1, y1 = transform_box(box.coords, shown.view.affine, (height, width))
+        if (x0 >= x1 or y0 >= y1) and box.coords[0] < box.coords[2] and box.coords[1] < box.coords[3]:
+            raise SampleError(f"box {index} {box.coords} lies outside of what the encoder sees", sample.id, shown.path)
+        return self.box_format.format_box((x0, y0, x1, y1), (width, height))
+
+    def _branches(self, draft: _Draft, media: tuple[Media, ...], answered: bool) -> tuple[Branch, ...]:
+        branches = self.template.branches(draft.roles, draft.contents)
+        if not answered:
+            *history, last = branches[-1]
+            branches = [[*(replace(turn, supervised=False) for turn in history), Turn(last.prompt, (), False)]]
+        return tuple(self._branch(turns, media) for turns in branches)
+
+    def _branch(self, turns: Sequence[Turn[Piece]], media: tuple[Media, ...]) -> Branch:
+        ids: list[int] = []
+        learned: list[tuple[int, int]] = []
+        place: Place = "start"
+        shown = 0
+        for turn in turns:
+            start = 0
+            for pieces in (turn.prompt, turn.target):
+                start = len(ids)
+                for piece in pieces:
+                    if isinstance(piece, str):
+                        ids += self._text.encode(piece, place)
+                        place = "continuation"
+                        continue
+                    place = "segment"
+                    if isinstance(piece, int):
+                        ids.append(piece)
+                        continue
+                    if piece.index != shown:
+                        raise ValueError(f"template {self.template.name!r} changes the order of images and volumes")
+                    ids += [media[shown].token] * media[shown].num_tokens
+                    shown += 1
+            if turn.supervised:
+                learned.append((start, len(ids)))
+        array = np.array(ids, dtype=np.int32)
+        labels = np.full(len(ids), IGNORE, dtype=np.int32)
+        for start, end in learned:
+            labels[start:end] = array[start:end]
+        labels[:1] = IGNORE
+        return Branch(array, labels, shown)
+
+    def _cut(
+        self, draft: _Draft, media: tuple[Media, ...], answered: bool, sample_id: str
+    ) -> tuple[tuple[Branch, ...], int]:
+        """Cut the end of the longer of the last answer and last question, then of the other, until it fits."""
+        texts = []
+        for role in {"user", "assistant"} if answered else {"user"}:
+            last = max((i for i, other in enumerate(draft.roles) if other == role), default=None)
+            said = () if last is None else draft.contents[last]
+            texts += sorted((len(piece), last, k) for k, piece in enumerate(said) if isinstance(piece, str))[-1:]
+        removed = 0
+        for length, index, k in sorted(texts, reverse=True):
+            cut_to = partial(self._trimmed, draft, media, answered, index, k, draft.contents[index])
+            # At least one character stays, so that an answer is never taught to be empty.
+            fitting = bisect_right(range(1, length), self.max_tokens, key=lambda n, cut=cut_to: _longest(cut(n)))
+            branches = cut_to(max(1, fitting))
+            removed += length - max(1, fitting)
+            if _longest(branches) <= self.max_tokens:
+                return branches, removed
+        raise SampleError(
+            f"even with its last texts cut off it is longer than max_tokens {self.max_tokens}; raise max_tokens",
+            sample_id,
+        )
+
+    def _trimmed(
+        self,
+        draft: _Draft,
+        media: tuple[Media, ...],
+        answered: bool,
+        index: int,
+        k: int,
+        whole: Content,
+        kept: int,
+    ) -> tuple[Branch, ...]:
+        """Return the branches with the first `kept` characters of text `k` of message `index`, and keep that draft."""
+        draft.contents[index] = (*whole[:k], whole[k][:kept].rstrip(), *whole[k + 1 :])
+        return self._branches(draft, media, answered)
+
+
+def _longest(branches: Sequence[Branch]) -> int:
+    return max(len(branch.ids) for branch in branches)
+
+
+def _register(tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, str]) -> dict[str, int]:
+    """Add the placeholders that the tokenizer lacks as special tokens; return tower name -> id."""
+    known = {spelling: token_id for token_id, spelling in control_tokens(tokenizer).items()}
+    missing = [text for text in placeholders.values() if text not in known]
+    if len(set(placeholders.values())) < len(placeholders):
+        raise ValueError(f"two towers share a placeholder: {dict(placeholders)}; give each its own")
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in missing], special_tokens=True)
+    ids = {name: tokenizer.convert_tokens_to_ids(text) for name, text in placeholders.items()}
+    for name, token_id in ids.items():
+        if token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            raise ValueError(f"placeholder {placeholders[name]!r} of tower {name!r} already begins or ends texts")
+    return ids
