@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from medmvl.core import shipped
 from medmvl.core.config import Strict
 from medmvl.core.lookup import choices_text
+from medmvl.imaging.spec import VisionSpec
 
 CONNECTORS = {
     "linear": "medmvl.model.connectors:Linear",
@@ -50,6 +51,17 @@ def part_pattern(pattern: str) -> str:
     if not any(fnmatchcase(part, pattern) for part in PARTS):
         raise ValueError(f"no part of a model is called {pattern!r}; {choices_text(pattern, PARTS, 'parts')}")
     return pattern
+
+
+def _spec_fields(spec: dict[str, Any]) -> dict[str, Any]:
+    unknown = [
+        f"unknown key {key!r}; {choices_text(key, VisionSpec.model_fields, 'known keys')}"
+        for key in spec
+        if key not in VisionSpec.model_fields
+    ]
+    if unknown:
+        raise ValueError("; ".join(unknown))
+    return spec
 
 
 TemplateName = Annotated[str, AfterValidator(template_name)]
@@ -99,7 +111,7 @@ class TowerConfig(Strict):
     connector: Annotated[str, AfterValidator(_connector_name)] = "mlp"
     connector_options: dict[str, Any] = Field(default_factory=dict)
     placeholder: str | None = Field(None, description="default <image> or <image3d>")
-    spec: dict[str, Any] | None = Field(
+    spec: Annotated[dict[str, Any], AfterValidator(_spec_fields)] | None = Field(
         None, description="fields of the VisionSpec to set otherwise than the checkpoint"
     )
 

@@ -11,6 +11,7 @@ from pydantic_core import InitErrorDetails
 from medmvl.core import config, shipped
 from medmvl.core.config import Strict
 from medmvl.core.lookup import choices_text
+from medmvl.imaging.augment import Augmentation
 from medmvl.model.config import PARTS, ModelConfig, TemplateName, TuneRule, part_pattern
 
 RECIPES = shipped.PACKAGE / "recipes"
@@ -55,7 +56,7 @@ class Stage(Strict):
     warmup: float = Field(0.03, ge=0, description="share of the steps, or their number from 1 on; then cosine to zero")
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 = no clipping")
-    augmentation: dict[str, Any] | None = None
+    augmentation: Augmentation | None = None
     validation: Validation | None = None
 
     @model_validator(mode="after")
