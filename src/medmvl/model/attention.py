@@ -1,0 +1,271 @@
+"""One attention function for every LLM: packed rows with shared prefixes, and cached decoding, exact to the token.
+
+Registered with transformers under the name `medmvl`. How a row is laid out travels as the forward keyword `layout`: a
+core `Layout` for a flat row (training, prefill), a `DecodeLayout` for a batch that reads a key-value cache, None for
+plain causal attention. No T x T mask is ever built: isolated segments of similar length are attended to in one causal
+call, the branches of a prefix in another whose mask is [L, P + L]. Windows count positions, never indices.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+
+from medmvl.core.layout import Layout, Segment
+
+NAME = "medmvl"
+
+# Segments share a call when padding them to the longest costs each at most this many tokens, or this share of it.
+_PADDING_TOKENS = 16
+_PADDING_SHARE = 0.25
+
+
+class Reach:
+    """Which keys a query sees, from the number of positions each key lies behind it.
+
+    Args:
+        distance: integers that broadcast to [batch, heads, queries, keys]; a negative one is never seen.
+    """
+
+    def __init__(self, distance: Tensor) -> None:
+        self.distance = distance
+        self._masks: dict[int | None, Tensor] = {}
+
+    def mask(self, window: int | None) -> Tensor:
+        """Return the boolean mask, True where seen, under a sliding window of so many positions (None: no window)."""
+        if window not in self._masks:
+            seen = self.distance >= 0
+            self._masks[window] = seen if window is None else seen & (self.distance < window)
+        return self._masks[window]
+
+
+class DecodeLayout(Reach):
+    """The layout of a batch whose keys come from a key-value cache, padded anywhere.
+
+    Args:
+        query_positions: [B, Q] position ids of the new tokens.
+        key_positions: [B, K] position ids of all keys, the new tokens' own included.
+        valid: [B, K], False for padding.
+    """
+
+    def __init__(self, query_positions: Tensor, key_positions: Tensor, valid: Tensor) -> None:
+        distance = query_positions[:, :, None] - key_positions[:, None, :]
+        super().__init__(distance.masked_fill(~valid[:, None, :], -1)[:, None])
+
+
+class _Block:
+    """Segments of one row that are attended to in one call, padded to the longest by repeating their last token.
+
+    What a padded query computes is dropped, and no real query sees a padded key, for it lies ahead of it.
+    """
+
+    def __init__(self, segments: Sequence[Segment], prefix: int | None, device: torch.device) -> None:
+        self.segments = segments
+        self.prefix = prefix  # number of the segment whose keys these branches share
+        self.count, self.longest = len(segments), max(segment.length for segment in segments)
+        self.prefix_length = segments[0].prefix_length
+        steps = torch.arange(self.longest)
+        self.tokens = torch.stack([(s.start + steps).clamp(max=s.end - 1) for s in segments]).flatten()
+        keys = torch.arange(self.prefix_length + self.longest)
+        self._reach = Reach((self.prefix_length + steps[:, None] - keys).to(device))
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """Return the mask [L, P + L], or None where plain causal attention says the same."""
+        if self.prefix is None and (window is None or window >= self.longest):
+            return None
+        return self._reach.mask(window)
+
+    def split_off(self, x: Tensor) -> Tensor:
+        """View this block's tokens [n * L, heads, width] as [n, heads, L, width]."""
+        return x.view(self.count, self.longest, *x.shape[1:]).transpose(1, 2)
+
+
+class _Plan:
+    """The calls that attention over one packed row takes, with their index tensors on one device."""
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        numbers = {(s.start, s.end): number for number, s in enumerate(layout.segments)}
+        families: dict[int | None, list[Segment]] = {}
+        for segment in layout.segments:
+            prefix = numbers[segment.prefix_start, segment.prefix_end] if segment.prefix_length else None
+            families.setdefault(prefix, []).append(segment)
+        self.lengths = [segment.length for segment in layout.segments]
+        self.blocks = [_Block(b, prefix, device) for prefix, members in families.items() for b in _buckets(members)]
+        # Token of the row behind each padded token of the blocks laid end to end; and where each token went.
+        self.tokens = torch.cat([block.tokens for block in self.blocks]).to(device)
+        places, first = torch.empty(layout.length, dtype=torch.long), 0
+        for block in self.blocks:
+            for line, segment in enumerate(block.segments):
+                start = first + line * block.longest
+                places[segment.start : segment.end] = torch.arange(start, start + segment.length)
+            first += block.tokens.numel()
+        self.places = places.to(device)
+
+
+_plan = lru_cache(maxsize=32)(_Plan)  # every layer asks for the same row's plan
+
+
+def _buckets(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Split segments into lists of similar length, the longest first."""
+    buckets: list[list[Segment]] = []
+    for segment in sorted(segments, key=lambda s: -s.length):
+        longest = buckets[-1][0].length if buckets else 0
+        if buckets and longest - segment.length <= max(_PADDING_TOKENS, _PADDING_SHARE * longest):
+            buckets[-1].append(segment)
+        else:
+            buckets.append([segment])
+    return buckets
+
+
+class _Arrange(torch.autograd.Function):
+    """`x[tokens]` over the first dimension, with a gather for a gradient: four times faster than adding up.
+
+    Exact because a token has one place that counts; the gradients of its padding copies are zero.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return x.index_select(0, tokens)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return gradient.index_select(0, places), None, None
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    layout: Layout | DecodeLayout | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attend as `layout` says; the signature is that of transformers' attention interface.
+
+    Args:
+        query: [B, H, Q, D]; B is 1 under a `Layout`.
+        key, value: [B, H_kv, K, D], H a multiple of H_kv.
+        sliding_window: a query sees keys fewer than this many *positions* behind it.
+        softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2).
+        s_aux: [H] one more score per head that takes part in the softmax and carries no value (gpt-oss).
+
+    Returns:
+        [B, Q, H, D], and None for the attention weights, which are never built.
+
+    Raises:
+        ValueError: the layout does not fit the row, or the model asks for something else than causal attention.
+    """
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is not None or position_bias is not None or not causal:
+        raise ValueError(
+            f"{type(module).__name__}: attention {NAME!r} is causal and takes its layout as `layout`, got a mask, a "
+            "position bias or is_causal=False; load this model with attn_implementation='sdpa' or 'eager'"
+        )
+    options = (scaling, dropout, softcap, s_aux)
+    if isinstance(layout, DecodeLayout):
+        out = _attend(query, key, value, layout.mask(sliding_window), *options)
+    elif layout is None or len(layout.segments) == 1:
+        out = _attend(query, key, value, _plain_mask(query, key, sliding_window), *options)
+    else:
+        if (query.shape[0], query.shape[2], key.shape[2]) != (1, layout.length, layout.length):
+            raise ValueError(
+                f"a layout of {layout.length} tokens needs queries and keys of batch 1 and that length, "
+                f"got queries {tuple(query.shape)} and keys {tuple(key.shape)}"
+            )
+        return _attend_row(query, key, value, _plan(layout, query.device), sliding_window, options), None
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _attend_row(query: Tensor, key: Tensor, value: Tensor, plan: _Plan, window: int | None, options: tuple) -> Tensor:
+    """Attend over one packed row, block by block; inputs [1, H, T, D], result [1, T, H, D]."""
+    arranged = [_Arrange.apply(x[0].transpose(0, 1), plan.tokens, plan.places) for x in (query, key, value)]
+    sizes = [block.tokens.numel() for block in plan.blocks]
+    prefixes = (key.split(plan.lengths, dim=2), value.split(plan.lengths, dim=2))
+    outs = []
+    for block, *tokens in zip(plan.blocks, *(x.split(sizes) for x in arranged), strict=True):
+        q, k, v = map(block.split_off, tokens)
+        if block.prefix is not None:
+            k, v = (
+                torch.cat([shared[block.prefix].expand(block.count, -1, -1, -1), own], dim=2)
+                for shared, own in zip(prefixes, (k, v), strict=True)
+            )
+        out = _attend(q, k, v, block.mask(window), *options)
+        outs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs).index_select(0, plan.places)[None]
+
+
+def _plain_mask(query: Tensor, key: Tensor, window: int | None) -> Tensor | None:
+    """Mask of queries that are the last tokens of a causal row; None where SDPA's own causal rule says the same."""
+    queries, keys = query.shape[2], key.shape[2]
+    if queries == keys and (window is None or window >= keys):
+        return None
+    steps = torch.arange(keys, device=query.device)
+    return Reach(steps[keys - queries :, None] - steps).mask(window)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Softmax attention of [B, H, Q, D] over [B, H_kv, K, D] under `mask` (None: causal, Q == K)."""
+    repeats = query.shape[1] // key.shape[1]
+    if mask is None and softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, scale=scaling, is_causal=query.shape[2] > 1, enable_gqa=repeats > 1
+        )
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    if mask is None:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.float().masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        sink = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]].to(query.dtype)
+    return F.dropout(weights, dropout) @ value
+
+
+def gather_cache(cache: DynamicCache, tokens: Tensor) -> DynamicCache:
+    """Return a cache of [B, K] tokens picked from the flat row (batch 1) that `cache` holds.
+
+    Plain layers only: windows are counted by the attention, so no layer may drop keys on its own.
+    """
+    gathered = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        for_keys, for_values = (x[0].transpose(0, 1)[tokens].transpose(1, 2) for x in (layer.keys, layer.values))
+        gathered.update(for_keys.contiguous(), for_values.contiguous(), number)
+    return gathered
+
+
+def _no_mask(attention_mask: Tensor | None = None, **kwargs: object) -> None:
+    """Build no mask: the layout says it all. A padded batch without a layout would be silently wrong: refused."""
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ValueError(f"attention {NAME!r} takes padding through `layout`, not through an attention mask with zeros")
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, _no_mask)
