@@ -23,7 +23,7 @@ from PIL import Image
 from medmvl.core.atomic import atomic_folder
 from medmvl.core.log import get_logger
 from medmvl.core.schema import Sample
-from medmvl.data.benchmarks.atlas import Atlas, load_atlas
+from medmvl.data.benchmarks.atlas import load_atlas
 from medmvl.data.benchmarks.questions import SOURCE, questions
 from medmvl.data.benchmarks.render import FIELD_OF_VIEW, PLANES, make_patient, make_study
 from medmvl.data.store import MANIFEST, StoreError, write_samples

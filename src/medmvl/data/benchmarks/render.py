@@ -39,9 +39,9 @@ class Patient:
     phase: np.ndarray
 
     def to_atlas(self, head: np.ndarray) -> np.ndarray:
-        """Map points [n, 3] of the head (millimetres, LPS, its centre at 0) to the atlas."""
-        scaled = head * self.scale
-        return scaled + self._warp(scaled) + _CENTRE
+        """Map points [n, 3] of the head (millimetres, LPS, its centre at 0) to the atlas, in the points' precision."""
+        scaled = head * self.scale.astype(head.dtype)
+        return scaled + self._warp(scaled) + _CENTRE.astype(head.dtype)
 
     def from_atlas(self, points: np.ndarray) -> np.ndarray:
         """Map atlas points [n, 3] to the head; the inverse of `to_atlas` within a thousandth of a millimetre."""
@@ -54,8 +54,8 @@ class Patient:
     def _warp(self, scaled: np.ndarray) -> np.ndarray:
         shift = np.zeros_like(scaled)
         for amplitude, frequency, phase in zip(self.amplitude, self.frequency, self.phase, strict=True):
-            angle = scaled @ frequency
-            shift += amplitude * np.sin(angle[:, None] + phase)
+            angle = _turn(scaled, frequency.astype(scaled.dtype)[:, None])
+            shift += amplitude.astype(scaled.dtype) * np.sin(angle + phase.astype(scaled.dtype))
         return shift
 
 
@@ -130,15 +130,19 @@ def make_study(atlas: Atlas, patient: Patient, plane: str, size: int, rng: np.ra
     present, bright = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
 
     affine = _affine(plane, size, (rotation.T @ centre + shift) + rng.uniform(-1.5, 1.5))
-    head = _heads(plane, size, affine, rotation, shift, rng.uniform(1.0, 4.0))
+    head = _head_points(size, affine, rotation, shift)
     points = patient.to_atlas(head)
-    tissue = _sample(atlas, points).reshape(2, size, size)
-    fade = _lesion(head, centre, radius, rng).reshape(2, size, size) * (tissue > 0.15)
+    # Two layers of the slab, a half of its thickness apart, straight along its normal.
+    normal = rotation[:, _PLANE_AXES[plane][2]] * rng.uniform(1.0, 4.0) / 4
+    layers = np.concatenate([points - normal * patient.scale, points + normal * patient.scale])
+    tissue = _sample(atlas, layers).reshape(2, size, size)
+    layers = np.concatenate([head - normal, head + normal])
+    fade = _lesion(layers, centre, radius, rng).reshape(2, size, size) * (tissue > 0.15)
     level = rng.uniform(1.3, 1.45) if bright else rng.uniform(0.08, 0.2)
     if present:
         tissue = tissue * (1 - fade) + level * fade
     lesion = (fade.mean(0) > 0.5) & present
-    boxes = _part_boxes(atlas, points.reshape(2, -1, 3)[0], size)
+    boxes = _part_boxes(atlas, points, size)
     if present:
         boxes["lesion"] = _box(lesion)
     column, row = _eighths(boxes["lesion"], size) if present else ("none", "none")
@@ -181,15 +185,16 @@ def _affine(plane: str, size: int, through: np.ndarray) -> np.ndarray:
     return affine
 
 
-def _heads(
-    plane: str, size: int, affine: np.ndarray, rotation: np.ndarray, shift: np.ndarray, thickness: float
-) -> np.ndarray:
-    """Return the points [2 * size * size, 3] in the head of a slab's two layers, row by row."""
+def _head_points(size: int, affine: np.ndarray, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return the points [size * size, 3] of the head that the pixels show, row by row; float32."""
     rows, columns = np.mgrid[:size, :size]
-    pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(size * size)])
-    layers = np.repeat((affine @ pixels).T[None], 2, axis=0)
-    layers[:, :, _PLANE_AXES[plane][2]] += np.array([-thickness / 4, thickness / 4])[:, None]
-    return (layers.reshape(-1, 3) - shift) @ rotation.T
+    pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(size * size)], axis=1)
+    return _turn(_turn(pixels, affine.T) - shift, rotation.T).astype(np.float32)
+
+
+def _turn(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return points [n, 3] @ matrix [3, k], without the threads that a BLAS would start in every worker."""
+    return np.einsum("ij,jk->ik", points, matrix)
 
 
 def _sample(atlas: Atlas, points: np.ndarray) -> np.ndarray:
@@ -215,9 +220,10 @@ def _lesion(head: np.ndarray, centre: np.ndarray, radius: float, rng: np.random.
     axes = _rotation(rng.uniform(0, 2 * np.pi, 3))
     stretch = rng.uniform(0.85, 1.15, 3)
     waves, phase = rng.normal(0, 1.5, 3), rng.uniform(0, 2 * np.pi)
-    local = (head - centre) @ axes.T / (stretch / stretch.prod() ** (1 / 3))
+    shape = axes.T / (stretch / stretch.prod() ** (1 / 3))
+    local = _turn((head - centre).astype(np.float32), shape.astype(np.float32))
     reach = np.sqrt((local**2).sum(1))
-    unit = local @ waves / np.maximum(reach, 1e-6)
+    unit = _turn(local, waves.astype(np.float32)[:, None])[:, 0] / np.maximum(reach, 1e-6)
     edge = radius * (1 + 0.06 * np.sin(3 * unit + phase))
     return np.clip(0.5 + (edge - reach) / (2 * _EDGE), 0, 1)
 
