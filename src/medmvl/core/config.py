@@ -157,7 +157,7 @@ def _read(path: Path, wrong: list[str]) -> tuple[dict[str, Any], Origins]:
         if keys in origins:
             dotted = Mistake(keys, "").dotted
             wrong.append(f"{path}, line {line}: {dotted}: key stands twice (first on line {origins[keys].line})")
-        origins[keys] = _Origin(str(path), line)
+        origins.setdefault(keys, _Origin(str(path), line))  # ruamel takes the first of two values as well
     return data, origins
 
 

@@ -1,0 +1,203 @@
+"""Samples: what is read, what is refused and how, and that nothing is lost on the way out and back."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from medmvl.core.schema import Box, BoxRef, Image, Message, Sample, SampleError, Text, Volume
+
+
+def canonical(**changes: object) -> dict:
+    sample = {
+        "id": "a",
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "path": "x/1.png"}, {"type": "text", "text": "Where?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "At "}, {"type": "box", "box": 0}]},
+        ],
+        "source": "set",
+        "task": "set/rec",
+        "split": "test",
+        "meta": {"patient": "p1", "boxes": [{"media": 0, "coords": [1, 2, 3.5, 4]}], "centre": "north"},
+    }
+    return sample | changes
+
+
+def reference(**changes: object) -> dict:
+    sample = {
+        "id": "r_1",
+        "conversations": [
+            {"from": "human", "value": " Look: <image>\n and <image3d> now? "},
+            {"from": "gpt", "value": "An <image> is text here."},
+        ],
+        "image": ["a.png"],
+        "image3d": ["b.npy"],
+    }
+    return sample | changes
+
+
+def refused(data: object, root: object = None) -> str:
+    with pytest.raises(SampleError) as caught:
+        Sample.from_dict(data, root=root)
+    return str(caught.value)
+
+
+def test_canonical_is_read_whole() -> None:
+    sample = Sample.from_dict(canonical(), root="/data")
+    assert sample.media == (Image(path="/data/x/1.png"),)
+    assert sample.media_key == ("/data/x/1.png",)
+    assert (sample.patient, sample.answer, sample.task) == ("p1", "At ", "set/rec")
+    assert sample.meta.boxes[0].coords == (1.0, 2.0, 3.5, 4.0)
+    assert sample.meta.centre == "north"  # type: ignore[attr-defined]
+    assert sample.messages[1].content[1] == BoxRef(box=0)
+
+
+def test_there_and_back() -> None:
+    sample = Sample.from_dict(canonical(), root="/data")
+    written = sample.to_dict(root="/data")
+    assert written["messages"][0]["content"][0]["path"] == "x/1.png"
+    assert Sample.from_dict(written, root="/data") == sample
+    assert Sample.from_dict(sample.to_dict()) == sample
+
+
+def test_reference_annotation() -> None:
+    sample = Sample.from_dict(reference(answer="Yes.", task="vqa", data_source="slake"))
+    assert sample.messages[0].content == (
+        Text(text="Look: "),
+        Image(path="a.png"),
+        Text(text="\n and "),
+        Volume(path="b.npy"),
+        Text(text=" now?"),
+    )
+    assert sample.messages[1].content == (Text(text="An <image> is text here."),)
+    assert (sample.answer, sample.task, sample.source) == ("Yes.", "vqa", "slake")
+    assert Sample.from_dict(sample.to_dict()) == sample
+
+
+def test_reference_single_path_and_number_as_id() -> None:
+    data = {"id": 7, "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\nDescribe."}]}
+    sample = Sample.from_dict(data)
+    assert (sample.id, sample.media_key) == ("7", ("a.jpg",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image": []}, "<image> 1 times, but 0"),
+        ({"image": ["a", "b"]}, "<image> 1 times, but 2"),
+        ({"image3d": None}, "<image3d> 1 times, but 0"),
+        ({"imagee": ["a"]}, "did you mean 'image'"),
+        ({"conversations": [{"from": "humn", "value": "x"}], "image": [], "image3d": []}, "did you mean 'human'"),
+        ({"conversations": "hello"}, "list of turns"),
+        ({"conversations": [{"from": "human"}]}, "conversations[0]"),
+        ({"image": [3]}, "list of paths"),
+    ],
+)
+def test_reference_mistakes(changes: dict, said: str) -> None:
+    message = refused(reference(**changes))
+    assert said in message and "'r_1'" in message
+
+
+def test_all_mistakes_of_a_sample_at_once() -> None:
+    bad = canonical(mesages=[], metta={}) | {
+        "messages": [{"role": "usr", "content": [{"type": "imag", "path": "a"}, {"type": "image", "pth": "a"}]}]
+    }
+    message = refused(bad)
+    for said in ("'a'", "did you mean 'messages'", "did you mean 'meta'", "did you mean 'user'", "did you mean 'image'",
+                 "messages[0].content[1].path: required", "did you mean 'path'"):  # fmt: skip
+        assert said in message
+    assert "at least 1" not in message
+
+
+@pytest.mark.parametrize("path", ["../x.png", "a/../../x.png", "/etc/passwd", "/data2/x.png", "a/./../../data2/x"])
+def test_paths_that_leave_the_root(path: str) -> None:
+    data = canonical(messages=[{"role": "user", "content": [{"type": "image", "path": path}]}], meta={})
+    with pytest.raises(SampleError, match="leaves the given folders") as caught:
+        Sample.from_dict(data, root="/data")
+    assert caught.value.path == path
+    assert Sample.from_dict(data).media_key == (path,)
+
+
+def test_paths_inside_the_root(tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "x.png").touch()
+    roots = [tmp_path / "one", tmp_path / "two"]
+
+    def placed(path: str) -> str:
+        data = canonical(messages=[{"role": "user", "content": [{"type": "image", "path": path}]}], meta={})
+        return Sample.from_dict(data, root=roots).media_key[0]
+
+    assert placed("x.png") == str(tmp_path / "two" / "x.png")
+    assert placed("x.png#frame=2") == str(tmp_path / "two" / "x.png#frame=2")
+    assert placed("y.png") == str(tmp_path / "one" / "y.png")
+    assert placed(str(tmp_path / "two" / "sub" / ".." / "x.png")) == str(tmp_path / "two" / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"meta": {}}, "shows box 0, but meta.boxes has 0"),
+        ({"meta": {"boxes": [{"media": 1, "coords": [0, 0, 1, 1]}]}}, "lies on media 1, but the sample has 1"),
+        ({"meta": {"boxes": [{"coords": [0, 0, 0, 1, 1, 1]}]}}, "needs 4 coordinates"),
+        ({"meta": {"boxes": [{"coords": [0, 0, 1]}]}}, "4 coordinates"),
+        ({"meta": {"boxes": [{"coords": [5, 0, 1, 1]}]}}, "lower corner"),
+        ({"meta": {"boxes": [{"coords": [0, 0, float("nan"), 1]}]}}, "finite"),
+        ({"meta": {"boxes": [{"cords": [0, 0, 1, 1]}]}}, "did you mean 'coords'"),
+        ({"messages": []}, "at least 1"),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "image", "path": "a"}]}]},
+            "an assistant answers in text",
+        ),
+    ],
+)
+def test_inconsistent_samples(changes: dict, said: str) -> None:
+    assert said in refused(canonical(**changes))
+
+
+@pytest.mark.parametrize("alias", ["coords", "box", "xyxy"])
+def test_names_of_coordinates(alias: str) -> None:
+    assert Box.model_validate({alias: [0, 1, 2, 3]}).coords == (0, 1, 2, 3)
+    assert Box.model_validate({"corners": [[0, 1, 2], [3, 4, 5]]}).coords == (0, 1, 2, 3, 4, 5)
+
+
+def test_prompt_and_answer() -> None:
+    turn = Message(role="assistant", content="first")  # type: ignore[arg-type]
+    asked = Message(role="user", content="q")  # type: ignore[arg-type]
+    sample = Sample(id="s", messages=(asked, turn, asked, turn, turn))
+    assert sample.prompt().messages == (asked, turn, asked)
+    assert sample.prompt().prompt() == sample.prompt()
+    assert (sample.answer, sample.patient, sample.prompt().answer) == ("first", "s", "first")
+    with pytest.raises(SampleError, match="nothing to ask"):
+        Sample(id="s", messages=(turn,)).prompt()
+
+
+def test_frozen_and_an_error_that_travels() -> None:
+    sample = Sample.from_dict(canonical())
+    with pytest.raises(ValidationError):
+        sample.id = "b"  # type: ignore[misc]
+    error = pickle.loads(pickle.dumps(SampleError("broken", "a", "x.png")))
+    assert str(error) == "sample 'a' (x.png): broken" and isinstance(error, ValueError)
+
+
+def test_no_mapping_and_no_roots() -> None:
+    assert "JSON object" in refused(["a"])
+    with pytest.raises(ValueError, match="roots is empty"):
+        Sample.from_dict(canonical(), root=[])
+
+
+texts = st.text(max_size=30)
+
+
+@given(before=texts, after=texts, answer=texts, path=st.text(min_size=1, max_size=10))
+def test_reference_text_is_kept(before: str, after: str, answer: str, path: str) -> None:
+    before, after = before.replace("<image", "<imag"), after.replace("<image", "<imag")
+    value = f"{before}<image>{after}"
+    data = {"id": "i", "image": [path], "conversations": [{"from": "human", "value": value}], "answer": answer}
+    sample = Sample.from_dict(data)
+    shown = "".join(part.text if isinstance(part, Text) else "<image>" for part in sample.messages[0].content)
+    assert shown == value.strip()
+    assert (sample.answer, sample.media_key) == (answer, (path,))
+    assert Sample.from_dict(sample.to_dict()) == sample
