@@ -38,7 +38,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -
         ValueError: the vocabulary is too small to hold every byte.
     """
     if vocab_size < 300:
-        raise ValueError(f"vocab_size {vocab_size}: a byte-level tokenizer needs at least 300 (256 bytes + special tokens)")
+        raise ValueError(
+            f"vocab_size {vocab_size}: a byte-level tokenizer needs at least 300 (256 bytes + special tokens)"
+        )
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
