@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from medmvl.imaging.picture import TOO_LARGE, ImageError, Picture, check_pixels, choose_frame
 
 # Only formats that hold pixels: Pillow also knows some that start other programs (EPS) or fetch pieces by name.
-_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 262, 339
 
