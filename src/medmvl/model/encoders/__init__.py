@@ -1,0 +1,1 @@
+"""Image and volume encoders: pixels in, a grid of tokens out."""

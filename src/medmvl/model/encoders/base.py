@@ -1,0 +1,84 @@
+"""The contract of an encoder, as a base class."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from medmvl.imaging.spec import VisionSpec
+
+
+class EncoderError(ValueError):
+    """Weights, options or an input size that an encoder cannot work with."""
+
+
+class Encoder(nn.Module):
+    """Maps prepared pixels [B, C, H, W] to tokens [B, num_tokens, width].
+
+    A subclass sets in its constructor:
+        spec: how images must be prepared.
+        grid: (h, w) of the patch tokens, row by row; (d, h, w) for volumes.
+        width: channels of a token.
+        class_tokens: tokens kept inside, in front of the patch tokens (0 when there are none or they are dropped).
+    """
+
+    spec: VisionSpec
+    grid: tuple[int, ...]
+    width: int
+    class_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image or volume."""
+        return math.prod(self.grid) + self.class_tokens
+
+    @property
+    def token_grid(self) -> tuple[int, ...]:
+        """The grid a connector sees: `grid`, or (num_tokens,) when class tokens among them break it."""
+        return (self.num_tokens,) if self.class_tokens else self.grid
+
+    def reachable(self) -> frozenset[str]:
+        """Names of the parameters that the feature depends on; all others can never get a gradient."""
+        return frozenset(name for name, _ in self.named_parameters())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the tokens [B, num_tokens, width] of pixels [B, C, H, W] prepared to `spec`."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Set training mode, but keep batch normalisation on its stored statistics.
+
+        Batch statistics would mix the images of a row: the loss of a packed batch would differ from that of its
+        samples one by one, and micro-batches of few images would spoil pre-trained statistics.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+
+def default_normalisation(channels: int) -> dict[str, Any]:
+    """Return channels, mean and std of a VisionSpec for weights that say nothing: 0..255 becomes -1..1."""
+    return {"channels": channels, "mean": (0.5,) * channels, "std": (0.5,) * channels}
+
+
+def changed(spec: VisionSpec, changes: Mapping[str, Any] | None) -> VisionSpec:
+    """Return `spec` with some fields set otherwise.
+
+    A new size alone also scales `edge`, so that a centre crop keeps showing the same part of the picture.
+
+    Raises:
+        EncoderError: fields that a VisionSpec does not have, or that do not fit each other.
+    """
+    fields = {**spec.model_dump(), **(changes or {})}
+    if isinstance(spec.edge, int) and "size" in (changes or {}) and "edge" not in (changes or {}):
+        fields["edge"] = round(spec.edge * min(fields["size"]) / min(spec.size))
+    try:
+        return VisionSpec.model_validate(fields)
+    except ValidationError as error:
+        lines = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'spec'}: {one['msg']}" for one in error.errors())
+        raise EncoderError(f"spec: {lines}; fields are {', '.join(VisionSpec.model_fields)}") from error

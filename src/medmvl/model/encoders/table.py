@@ -1,0 +1,77 @@
+"""Names of encoders, and how one is built from a tower's settings."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medmvl.core.lookup import LookupNameError, choices_text, resolve
+from medmvl.model.config import TowerConfig, shipped_architecture
+from medmvl.model.encoders import hf
+from medmvl.model.encoders.base import Encoder, EncoderError
+from medmvl.model.source import folder
+
+ENCODERS = {
+    "conv": "medmvl.model.encoders.conv:ConvEncoder",
+}
+"""Encoders of our own; every other name is a folder or hub name of a transformers vision model."""
+
+
+def build_encoder(config: TowerConfig, weights: bool = True, where: str = "encoder") -> Encoder:
+    """Build the encoder of a tower on the current default device.
+
+    Args:
+        config: its `encoder`, `encoder_options`, `layer`, `tokens` and `spec` are read.
+        weights: False builds random weights, and takes shipped architectures for hub names (the meta device).
+        where: for errors.
+
+    Raises:
+        LookupNameError: a name that is no row, dotted path, folder or hub name.
+        EncoderError, SourceError: what is missing or does not fit.
+    """
+    options = {"layer": config.layer, "tokens": config.tokens, "spec": config.spec, **config.encoder_options}
+    if config.encoder.architecture is not None:
+        fields = dict(config.encoder.architecture)
+        preprocessor = fields.pop("preprocessor", None)
+        _check_options(hf.HFEncoder, options, where)
+        return hf.load(fields, preprocessor=preprocessor, where=where, **options)
+    name = str(config.encoder.path)
+    if name in ENCODERS or ":" in name:
+        return _own(name, options, where)
+    if "/" not in name and not Path(name).is_dir():
+        raise LookupNameError(
+            f"{where}: {name!r} is no folder and no encoder; {choices_text(name, ENCODERS, 'encoders')}. "
+            "A folder, a hub name 'organisation/model' or a dotted path 'package.module:Class' works too"
+        )
+    _check_options(hf.HFEncoder, options, where)
+    shipped = None if weights or Path(name).is_dir() else shipped_architecture(name)
+    if shipped is not None:
+        return hf.load(shipped["config"], preprocessor=shipped["preprocessor"], where=where, **options)
+    return hf.load(folder(name, where), weights=weights, where=where, **options)
+
+
+def _own(name: str, options: dict[str, Any], where: str) -> Encoder:
+    cls = resolve(ENCODERS, name, where)
+    _check_options(cls, options, where)
+    try:
+        encoder = cls(**options)
+    except (EncoderError, TypeError) as error:
+        raise EncoderError(f"{where}: {error}") from error
+    missing = [key for key in ("spec", "grid", "width", "num_tokens", "reachable") if not hasattr(encoder, key)]
+    if missing:
+        raise EncoderError(
+            f"{where}: {name!r} is no encoder, it lacks {', '.join(missing)}; "
+            "derive it from medmvl.model.encoders.base.Encoder"
+        )
+    return encoder
+
+
+def _check_options(cls: type, options: Mapping[str, Any], where: str) -> None:
+    """Refuse an option that the encoder does not take."""
+    parameters = inspect.signature(cls).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = [name for name in parameters if name not in ("config", "model")]
+    for option in options:
+        if option not in known:
+            raise EncoderError(f"{where}: unknown option {option!r}; {choices_text(option, known, 'options')}")
