@@ -1,1 +1,0 @@
-"""Makes the modules beside it (tiny tokenizers and the like) importable from every test."""
