@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -19,6 +20,10 @@ CONNECTORS = {
     "attention": "medmvl.model.connectors:Attention",
     "perceiver": "medmvl.model.connectors:Perceiver",
 }
+ENCODERS = {
+    "conv": "medmvl.model.encoders.conv:ConvEncoder",
+}
+"""Encoders of our own; every other name is a folder or hub name of a transformers vision model."""
 TOWERS = {"image": "<image>", "volume": "<image3d>"}
 """Kinds of towers, and the placeholder that stands for one of their media in a prompt."""
 PARTS = ("llm", *(f"{tower}.{part}" for tower in TOWERS for part in ("encoder", "connector")))
@@ -29,6 +34,16 @@ def _connector_name(name: str) -> str:
     if name not in CONNECTORS and ":" not in name:
         raise ValueError(f"unknown connector {name!r}; {choices_text(name, CONNECTORS)}")
     return name
+
+
+def _encoder_name(source: "Weights") -> "Weights":
+    name = source.path
+    if name is not None and name not in ENCODERS and not {"/", ":"} & set(name) and not Path(name).is_dir():
+        raise ValueError(
+            f"{name!r} is no folder and no encoder; {choices_text(name, ENCODERS, 'encoders')}. "
+            "A folder, a hub name 'organisation/model' or a dotted path 'package.module:Class' works too"
+        )
+    return source
 
 
 def template_name(name: str) -> str:
@@ -102,7 +117,9 @@ def _from_path(value: object) -> object:
 class TowerConfig(Strict):
     """Encoder + connector + placeholder for one kind of media."""
 
-    encoder: Annotated[Weights, BeforeValidator(_from_path, json_schema_input_type=str | Weights)]
+    encoder: Annotated[
+        Weights, BeforeValidator(_from_path, json_schema_input_type=str | Weights), AfterValidator(_encoder_name)
+    ]
     encoder_options: dict[str, Any] = Field(default_factory=dict)
     layer: int = Field(
         -1, description="hidden state taken as feature; -1 the last, -2 second to last, before final norm"

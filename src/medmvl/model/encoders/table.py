@@ -6,15 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from medmvl.core.lookup import LookupNameError, choices_text, resolve
-from medmvl.model.config import TowerConfig, shipped_architecture
+from medmvl.model.config import ENCODERS, TowerConfig, shipped_architecture
 from medmvl.model.encoders import hf
 from medmvl.model.encoders.base import Encoder, EncoderError
 from medmvl.model.source import folder
-
-ENCODERS = {
-    "conv": "medmvl.model.encoders.conv:ConvEncoder",
-}
-"""Encoders of our own; every other name is a folder or hub name of a transformers vision model."""
 
 
 def build_encoder(config: TowerConfig, weights: bool = True, where: str = "encoder") -> Encoder:
