@@ -1,0 +1,82 @@
+"""`medmvl chat`: a conversation about pictures, in the terminal."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medmvl.cli.screen import new_app
+from medmvl.core.schema import Image, Message, Part, Sample, SampleError, Text
+
+if TYPE_CHECKING:
+    from medmvl.bundle import Bundle
+
+app = new_app()
+_HELP = "/image PATH adds a picture to your next question, /new starts over, /quit (or Ctrl-D) leaves"
+
+
+@app.command()
+def chat(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="PNG, JPEG, TIFF, DICOM, npy.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+) -> None:
+    """Ask questions about pictures; answers appear as they are written.
+
+    \b
+    medmvl chat runs/demo/2d/bundle scan.dcm
+    """
+    from medmvl.bundle import load
+
+    model = load(bundle)
+    typer.echo(_HELP)
+    waiting: list[Part] = [_image(path) for path in images or []]
+    messages: list[Message] = []
+    while True:
+        try:
+            line = input("you: ").strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        if line == "/new":
+            messages, waiting = [], []
+        elif line.startswith("/image "):
+            _add_image(waiting, line.removeprefix("/image ").strip())
+        elif line.startswith("/"):
+            typer.echo(f"unknown command {line.split()[0]!r}: {_HELP}")
+        elif line:
+            turn = Message(role="user", content=(*waiting, Text(text=line)))
+            answer = _answer(model, [*messages, turn], max_new_tokens)
+            if answer is not None:
+                messages += [turn, Message(role="assistant", content=(Text(text=answer),))]
+                waiting = []
+
+
+def _image(path: Path) -> Image:
+    if not path.is_file():
+        raise ValueError(f"no file {str(path)!r}")
+    return Image(path=str(path.absolute()))
+
+
+def _add_image(waiting: list[Part], path: str) -> None:
+    try:
+        waiting.append(_image(Path(path).expanduser()))
+    except ValueError as error:
+        typer.echo(str(error))
+
+
+def _answer(model: "Bundle", messages: list[Message], max_new_tokens: int) -> str | None:
+    """Print the answer as it comes and return it; None when the question could not be used."""
+    pieces: list[str] = []
+    try:
+        for piece in model.stream(Sample(id="chat", messages=tuple(messages)), max_new_tokens=max_new_tokens):
+            pieces.append(piece)
+            typer.echo(piece, nl=False)
+    except SampleError as error:
+        typer.echo(error.message)
+        return None
+    typer.echo()
+    return "".join(pieces)

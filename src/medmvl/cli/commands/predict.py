@@ -1,0 +1,80 @@
+"""`medmvl predict`: answers for a file of samples."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from medmvl.cli.screen import new_app
+from medmvl.core.schema import Sample, SampleError
+
+if TYPE_CHECKING:
+    from medmvl.bundle import Bundle
+
+app = new_app()
+_BATCH = 32
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    samples: Annotated[Path, typer.Argument(help="JSON list or JSONL; canonical samples, or `conversations`.")],
+    out: Annotated[Path | None, typer.Option(help="JSONL to write; default: standard output.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that holds the images; default: the file's folder.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+) -> None:
+    """Answer every sample, one JSON line each: id, prediction, and the sample's own answer as reference.
+
+    A sample that cannot be used gets a line with its error; the others are answered.
+
+    \b
+    medmvl predict runs/demo/2d/bundle questions.json --root images --out answers.jsonl
+    """
+    from medmvl.bundle import load
+    from medmvl.data.store import read_annotations
+
+    asked = list(read_annotations(samples, root or samples.parent))
+    model = load(bundle)
+    failed = 0
+    file: TextIO = sys.stdout if out is None else _open(out)
+    for row in _answers(model, asked, max_new_tokens):
+        failed += "error" in row
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()  # a long job that is stopped keeps what it has
+    if out is not None:
+        file.close()
+        typer.echo(f"{len(asked) - failed} answers in {out}")
+    if failed:
+        typer.echo(f"{failed} of {len(asked)} samples could not be used; their lines hold the error", err=True)
+        raise typer.Exit(1)
+
+
+def _open(out: Path) -> TextIO:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.open("w", encoding="utf-8")
+
+
+def _answers(model: "Bundle", asked: Sequence[Sample], max_new_tokens: int) -> Iterator[dict[str, Any]]:
+    """Yield one row per sample, in order; a broken sample costs the others nothing."""
+    for start in range(0, len(asked), _BATCH):
+        batch = list(asked[start : start + _BATCH])
+        errors: dict[str, str] = {}
+        answers: list[str] = []
+        while batch:
+            try:
+                answers = model.generate([sample.prompt() for sample in batch], max_new_tokens=max_new_tokens)
+                break
+            except SampleError as error:
+                left = [sample for sample in batch if sample.id != error.sample_id]
+                if len(left) == len(batch):
+                    raise
+                errors[error.sample_id], batch = str(error), left
+        found = {sample.id: answer for sample, answer in zip(batch, answers, strict=bool(batch))}
+        for sample in asked[start : start + _BATCH]:
+            if sample.id in errors:
+                yield {"id": sample.id, "error": errors[sample.id]}
+            else:
+                yield {"id": sample.id, "prediction": found[sample.id], "reference": sample.answer}
