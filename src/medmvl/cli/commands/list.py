@@ -15,13 +15,11 @@ app = new_app()
 Rows = list[tuple[str, str]]
 
 
-@app.command(no_args_is_help=False)
+@app.command()
 def list_names(
-    kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="recipes, templates, ... or schema; default all.")
-    ] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="One kind, or `schema`; default: all.")] = None,
 ) -> None:
-    """Name everything that can be named in a recipe or on the command line.
+    """Name everything that a recipe or the command line can name.
 
     \b
     medmvl list
@@ -34,10 +32,60 @@ def list_names(
         typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
         return
     if kind is not None and kind not in KINDS:
-        dict[str, Callable[[], Rows]] = {
-            "recipes": _recipes,
-            "templates": _templates,
-            "connectors": _connectors,
-            "encoders": _encoders,
-            "tasks": _tasks,
-        }
+        raise ValueError(f"unknown kind {kind!r}; {choices_text(kind, [*KINDS, 'schema'])}")
+    for name in [kind] if kind else KINDS:
+        rows = KINDS[name]()
+        width = max((len(row) for row, _ in rows), default=0)
+        typer.echo("\n".join([f"{name}:", *(f"  {row:{width}}  {text}".rstrip() for row, text in rows), ""]))
+
+
+def _recipes() -> Rows:
+    return [(name, _first_comment(name)) for name in shipped.names("recipes", ".yaml")]
+
+
+def _first_comment(recipe: str) -> str:
+    path = shipped.path("recipes", recipe, ".yaml")
+    return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") if path else ""
+
+
+def _templates() -> Rows:
+    return [(name, _about(name)) for name in shipped.names("processing/templates", ".jinja")]
+
+
+def _about(template: str) -> str:
+    path = shipped.path("processing/templates", template, ".jinja")
+    comments = re.findall(r"\{#-(.*?)-#\}", path.read_text(encoding="utf-8"), re.DOTALL) if path else []
+    return next((" ".join(text.split()) for text in comments if "end mark:" not in text), "")
+
+
+def _connectors() -> Rows:
+    from medmvl.model.config import CONNECTORS
+
+    return sorted(CONNECTORS.items())
+
+
+def _encoders() -> Rows:
+    from medmvl.model.config import ENCODERS, shipped_architecture
+
+    known = [name.replace("--", "/", 1) for name in shipped.names("model/architectures", ".json")]
+    return [
+        *sorted(ENCODERS.items()),
+        *((name, "dimensions ship") for name in known if "preprocessor" in (shipped_architecture(name) or {})),
+        ("FOLDER or ORGANISATION/MODEL", "any vision model of transformers: CLIP, SigLIP, DINO, ViT, ConvNeXt, ..."),
+    ]
+
+
+def _tasks() -> Rows:
+    from medmvl.core.config import read_yaml
+
+    known = {name: shipped.path("eval/tasks", name, ".yaml") for name in shipped.names("eval/tasks", ".yaml")}
+    return [(name, read_yaml(path)[0].get("title", "")) for name, path in known.items() if path]
+
+
+KINDS: dict[str, Callable[[], Rows]] = {
+    "recipes": _recipes,
+    "templates": _templates,
+    "connectors": _connectors,
+    "encoders": _encoders,
+    "tasks": _tasks,
+}
