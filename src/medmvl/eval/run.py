@@ -10,14 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from medmvl import __version__
 from medmvl.core.atomic import atomic_file
 from medmvl.eval.ask import Target, ask
 from medmvl.eval.report import write_report
 from medmvl.eval.task import Task, load_tasks
 from medmvl.eval.trial import Trial
 
-SCORES, PREDICTIONS, REPORT = "scores.json", "predictions.jsonl", "report.html"
-_PACKAGES = ("medmvl", "torch", "transformers", "numpy")
+SCORES, PREDICTIONS = "scores.json", "predictions.jsonl"
+_PACKAGES = ("torch", "transformers", "numpy")
 _PICTURES = ("", "blank_image", "shuffled_image")  # conditions in which the model is asked; "" = the real pictures
 
 
@@ -97,13 +98,14 @@ def _opened(target: Target | str | Path) -> Target:
 
 
 def _provenance(given: Target | str | Path, model: Target, trials: Sequence[Trial], seed: int) -> dict[str, Any]:
+    versions = {"medmvl": __version__, "python": platform.python_version()}
     data = "\n".join(sorted({trial.data_hash for trial in trials}))
     return {
         "model": str(given) if isinstance(given, str | Path) else type(model).__name__,
         "model_hash": getattr(model, "hash", ""),
         "data_hash": hashlib.sha256(data.encode()).hexdigest(),
         "seed": seed,
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
+        "versions": versions | {package: version(package) for package in _PACKAGES},
     }
 
 

@@ -207,7 +207,7 @@ def _scaled(box: Sequence[float], sample: Sample, into_share: bool) -> tuple[flo
 
 
 def _question(sample: Sample) -> tuple[str, list[tuple[float, ...]]]:
-    """Return what the last question says, a box in it as "[box 1]", and these boxes."""
+    """Return what the last question says, boxes in it as "[box]", and these boxes."""
     boxes: list[tuple[float, ...]] = []
     words = []
     for part in sample.prompt().messages[-1].content:
@@ -215,5 +215,5 @@ def _question(sample: Sample) -> tuple[str, list[tuple[float, ...]]]:
             words.append(part.text)
         elif isinstance(part, BoxRef):
             boxes.append(sample.meta.boxes[part.box].coords)
-            words.append(f"[box {len(boxes)}]")
+            words.append("[box]")
     return "".join(words).strip(), boxes

@@ -36,5 +36,7 @@ def rouge_l(prediction: str, reference: str) -> float:
 @cache
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(["rougeL"], use_stemmer=False)
+    # The package's default tokenizer, named here because falling back to it logs, and that sets up the root logger.
+    return RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=False))

@@ -1,0 +1,198 @@
+"""An evaluation as one HTML file that needs nothing else: scores beside controls, confusions, curves, a gallery."""
+
+import base64
+import hashlib
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image as PillowImage
+
+from medmvl.core.atomic import atomic_file
+from medmvl.eval.metrics.text import normalise
+from medmvl.eval.table import CONTROLS, headline, pooled
+from medmvl.imaging.intensity import to_display
+from medmvl.imaging.picture import ImageError
+from medmvl.imaging.read import read_image
+
+SCORES, PREDICTIONS, REPORT = "scores.json", "predictions.jsonl", "report.html"
+_PAGE = Path(__file__).parent / "page"
+_SHOWN_PIXELS = 384  # longest side of a picture in the gallery
+_MOST_LABELS = 8  # answers that a confusion matrix has room for
+_CURVE_POINTS = 300
+
+Record = Mapping[str, Any]
+Card = dict[str, Any]
+
+
+def write_report(folder: str | Path, logs: Sequence[str | Path] = (), each: int = 6) -> Path:
+    """Write report.html beside scores.json and predictions.jsonl.
+
+    The page is self-contained and opens no connection. All text of data, model and user is escaped, and scripts other
+    than the page's own are refused by its content security policy.
+
+    Args:
+        folder: what `evaluate` wrote to.
+        logs: training logs, JSON lines with "loss" and, if several stages share a file, "stage".
+        each: right and wrong answers shown per task, at most so many of either.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: a file is no JSON.
+        DiskFullError: it could not be written.
+    """
+    folder = Path(folder)
+    scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    records: dict[str, dict[str, dict[str, Record]]] = defaultdict(lambda: defaultdict(dict))
+    for record in _lines(folder / PREDICTIONS):
+        records[record["task"]][record["control"]][record["id"]] = record
+    script = (_PAGE / "report.js").read_text(encoding="utf-8")
+    page = Environment(loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    text = page.get_template("report.html.jinja").render(
+        provenance=scores["provenance"],
+        rows=[_row(name, entry) for name, entry in scores["tasks"].items()],
+        controls=CONTROLS,
+        pooled=pooled(scores),
+        headline=headline(scores),
+        excluded=scores["excluded"],
+        confusions=[c for name, entry in scores["tasks"].items() if (c := _confusion(entry, records[name][""]))],
+        curves=[_curve(name, losses) for name, losses in _losses(logs)],
+        cards=_mixed([_cards(name, entry, records[name], each) for name, entry in scores["tasks"].items()]),
+        style=(_PAGE / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    with atomic_file(folder / REPORT) as file:
+        file.write(text)
+    return folder / REPORT
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
+
+
+def _row(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the table of scores: the primary metric and what the controls have of it."""
+    metric = entry["primary"]
+    return {
+        "name": name,
+        "entry": entry,
+        "metric": metric,
+        "score": entry["metrics"].get(metric),
+        "controls": {control: entry["controls"].get(control, {}).get(metric) for control in CONTROLS},
+        "others": {other: value for other, value in entry["metrics"].items() if other != metric},
+    }
+
+
+def _confusion(entry: Mapping[str, Any], records: Mapping[str, Record]) -> dict[str, Any] | None:
+    """Count answers per true answer, for tasks whose true answers are a few words; further answers are "other"."""
+    if entry["primary"] != "accuracy_strict":
+        return None
+    pairs = [(normalise(r["reference"]), normalise(r["parsed"] or "")) for r in records.values()]
+    labels = sorted({truth for truth, _ in pairs})
+    if not 2 <= len(labels) <= _MOST_LABELS:
+        return None
+    counts = Counter((truth, given if given in labels else "other") for truth, given in pairs)
+    columns = [*labels, "other"] if any(given == "other" for _, given in counts) else labels
+    totals = Counter(truth for truth, _ in pairs)
+    rows = [
+        (truth, [(counts[truth, given], counts[truth, given] / totals[truth]) for given in columns]) for truth in labels
+    ]
+    return {"title": entry["title"], "columns": columns, "rows": rows}
+
+
+def _losses(logs: Sequence[str | Path]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Yield (name, [(step, loss)]) for every stage of every log."""
+    for log in map(Path, logs):
+        stages: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for number, row in enumerate(_lines(log)):
+            if isinstance(row.get("loss"), int | float):
+                stages[str(row.get("stage", log.parent.name))].append((row.get("step", number), row["loss"]))
+        yield from stages.items()
+
+
+def _curve(name: str, losses: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Thin out and smooth one curve, in a frame of 100 x 100 with the loss from 0 upwards."""
+    steps, values = np.array(losses, dtype=np.float64).T
+    keep = np.unique(np.linspace(0, len(steps) - 1, _CURVE_POINTS).astype(int))
+    width = max(1, len(values) // 25)
+    padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
+    smooth = np.convolve(padded, np.ones(width) / width, mode="valid")
+    top = float(np.quantile(values, 0.995)) or 1.0
+    x = 100 * (steps - steps[0]) / max(steps[-1] - steps[0], 1)
+
+    def line(y: np.ndarray) -> str:
+        return " ".join(f"{a:.2f},{100 - 100 * min(b / top, 1):.2f}" for a, b in zip(x[keep], y[keep], strict=True))
+
+    return {"name": name, "raw": line(values), "smooth": line(smooth), "top": top, "last": float(smooth[-1]),
+            "steps": int(steps[-1])}  # fmt: skip
+
+
+def _cards(name: str, entry: Mapping[str, Any], records: Mapping[str, Mapping[str, Record]], each: int) -> list[Card]:
+    """Draw right and wrong answers at random, the same ones every time, and lay them out in turn."""
+    metric = entry["primary"]
+    enough = 0.5 if metric.endswith(("iou_mean", "iou50")) else 1.0
+    outcomes: dict[bool, list[Card]] = {True: [], False: []}
+    for right, chosen in outcomes.items():
+        found = [r for r in records[""].values() if (r["scores"][metric] >= enough) == right]
+        draw = np.random.default_rng(list(f"{name} {right}".encode()))
+        for place in draw.permutation(len(found))[:each]:
+            record = found[place]
+            asked = [
+                control for control in CONTROLS if control != "majority" and record["id"] in records.get(control, {})
+            ]
+            chosen.append(
+                {
+                    "task": name,
+                    "title": entry["title"],
+                    "right": right,
+                    "score": record["scores"][metric],
+                    "record": record,
+                    "picture": _picture(record["media"][0]) if record["media"] else None,
+                    "boxes": _drawn(record),
+                    "under": {control: records[control][record["id"]]["answer"] for control in asked},
+                }
+            )
+    return _mixed(list(outcomes.values()))
+
+
+def _mixed(lists: Sequence[Sequence[Card]]) -> list[Card]:
+    """Return the first of every list, then the second of every list, and so on."""
+    return [card for row in zip_longest(*lists) for card in row if card is not None]
+
+
+def _drawn(record: Record) -> list[tuple[str, list[float]]]:
+    """Return (kind, coords) of all boxes to draw: asked about, true, predicted; flat ones only."""
+    boxes = [("asked", box) for box in record["question_boxes"]]
+    boxes += [(kind, record[key]) for kind, key in (("true", "reference"), ("predicted", "parsed"))]
+    return [(kind, box) for kind, box in boxes if isinstance(box, list) and len(box) == 4]
+
+
+@lru_cache(maxsize=512)
+def _picture(path: str) -> dict[str, Any] | None:
+    """Return the picture as a data address, and the extent of its file's frame; None where it cannot be read."""
+    try:
+        picture = read_image(path)
+    except ImageError:
+        return None
+    shown = PillowImage.fromarray(to_display(picture))
+    width, height = shown.size
+    shown.thumbnail((_SHOWN_PIXELS, _SHOWN_PIXELS))
+    stream = io.BytesIO()
+    shown.save(stream, "PNG", optimize=True)
+    data = base64.b64encode(stream.getvalue()).decode()
+    return {"data": f"data:image/png;base64,{data}", "width": width, "height": height}

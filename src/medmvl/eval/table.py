@@ -1,0 +1,87 @@
+"""Scores as a table in the terminal, and in one line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+CONTROLS = {"blank_image": "blank", "shuffled_image": "shuffled", "majority": "majority"}
+"""What tables call the controls."""
+_FIXED_ANSWERS = ("classification", "closed", "choice")
+
+
+def pooled(scores: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return accuracy over all questions with fixed answers (classification, closed, multiple choice).
+
+    Args:
+        scores: what scores.json holds.
+
+    Returns:
+        {"n", "score"} and every control that all of these tasks have, weighted by their number of questions; None
+        without such tasks.
+    """
+    metric = "accuracy_strict"
+    entries = [
+        entry
+        for entry in scores["tasks"].values()
+        if entry["family"] in _FIXED_ANSWERS and entry["n"] and metric in entry["metrics"]
+    ]
+    if not entries:
+        return None
+    total = sum(entry["n"] for entry in entries)
+    result = {"n": total, "score": sum(e["n"] * e["metrics"][metric]["value"] for e in entries) / total}
+    for control in CONTROLS:
+        if all(metric in entry["controls"].get(control, {}) for entry in entries):
+            values = [entry["n"] * entry["controls"][control][metric]["value"] for entry in entries]
+            result[control] = sum(values) / total
+    return result
+
+
+def headline(scores: Mapping[str, Any]) -> str:
+    """Return one line: accuracy on questions with fixed answers beside its controls; "" without such questions."""
+    overall = pooled(scores)
+    if overall is None:
+        return ""
+    beside = [f"{name} {overall[control]:.1%}" for control, name in CONTROLS.items() if control in overall]
+    return f"closed + multiple choice ({overall['n']:,} questions): {overall['score']:.1%}   {'   '.join(beside)}"
+
+
+def print_table(scores: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print one row per task: primary metric, 95 % interval, controls, all in percent; then the headline.
+
+    Args:
+        scores: what scores.json holds.
+        console: where to; by default standard output.
+    """
+    console = console or Console()
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric", no_wrap=True, style="dim")
+    for heading in ("n", "score", "95 % int.", *CONTROLS.values()):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for entry in scores["tasks"].values():
+        table.add_row(*_row(entry))
+    console.print(table)
+    line = headline(scores)
+    if line:
+        console.print(f"\n{line}", markup=False, highlight=False, soft_wrap=True)
+    if scores["excluded"]:
+        console.print(f"questions that could not be asked, listed in scores.json: {len(scores['excluded'])}")
+
+
+def _row(entry: Mapping[str, Any]) -> list[str]:
+    metric = entry["primary"]
+    score = entry["metrics"].get(metric)
+    if score is None:
+        return [escape(entry["title"]), metric, "0", "-", "-", *("-" for _ in CONTROLS)]
+    controls = [entry["controls"].get(control, {}).get(metric) for control in CONTROLS]
+    return [
+        escape(entry["title"]),
+        metric,
+        f"{entry['n']:,}",
+        f"[bold]{100 * score['value']:.1f}[/bold]",
+        f"{100 * score['low']:.1f}-{100 * score['high']:.1f}",
+        *(f"{100 * control['value']:.1f}" if control else "-" for control in controls),
+    ]

@@ -1,0 +1,141 @@
+"""Metrics against hand-checked numbers and independent packages."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from medmvl.core.lookup import LookupNameError
+from medmvl.eval.metrics.boxes import acc_iou50, iou
+from medmvl.eval.metrics.facts import brain_atlas_facts, facts
+from medmvl.eval.metrics.table import METRICS, per_sample, score
+from medmvl.eval.metrics.text import accuracy_strict, normalise, rouge_l, token_f1
+
+WORDS = ["left", "right", "the", "lesion", "small", "bright", "lobe", "frontal", "a", "no"]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "value"),
+    [
+        ("left", "left", 1),
+        (" Left. ", "left", 1),
+        ("LEFT\n", "left", 1),
+        ("the left", "left", 0),  # contained is not equal
+        ("left or right", "left", 0),
+        ("", "left", 0),
+        ("lef", "left", 0),
+        ("small  bright\tlesion .", "Small bright lesion", 1),
+    ],
+)
+def test_accuracy_strict(prediction: str, reference: str, value: float) -> None:
+    assert accuracy_strict(prediction, reference) == value
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "value"),
+    [
+        ("a small bright lesion", "small dark lesion", 2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3)),
+        ("left left left", "left", 2 * (1 / 3) * 1 / (1 / 3 + 1)),  # repeats do not pay
+        ("Left, lobe!", "left lobe", 1.0),
+        ("", "left", 0.0),
+        ("left", "", 0.0),
+        ("right", "left", 0.0),
+    ],
+)
+def test_token_f1(prediction: str, reference: str, value: float) -> None:
+    assert token_f1(prediction, reference) == pytest.approx(value, abs=1e-12)
+
+
+def test_rouge_l_equals_the_package_and_a_longest_common_subsequence() -> None:
+    def lcs(a: list[str], b: list[str]) -> int:
+        table = np.zeros((len(a) + 1, len(b) + 1), int)
+        for i, x in enumerate(a):
+            for j, y in enumerate(b):
+                table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+        return int(table[-1, -1])
+
+    draw = random.Random(0)
+    package = RougeScorer(["rougeL"], use_stemmer=False)
+    for _ in range(100):
+        a, b = ([draw.choice(WORDS) for _ in range(draw.randint(1, 12))] for _ in range(2))
+        prediction, reference = " ".join(a), " ".join(b)
+        value = rouge_l(prediction, reference)
+        assert value == pytest.approx(package.score(reference, prediction)["rougeL"].fmeasure, abs=1e-12)
+        assert value == pytest.approx(2 * lcs(a, b) / (len(a) + len(b)), abs=1e-12)
+
+
+def test_iou_by_hand() -> None:
+    assert iou((0, 0, 10, 10), (0, 0, 10, 10)) == 1
+    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0  # touching edges share nothing: corners are continuous, no +1
+    assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
+    assert iou((0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0)) == 0
+    assert iou((0, 0, 0, 2, 2, 2), (1, 1, 1, 3, 3, 3)) == pytest.approx(1 / 15)
+    assert acc_iou50((0, 0, 2, 1), (0, 0, 1, 1)) == 1  # exactly 0.5 counts
+    with pytest.raises(ValueError, match="4 or 6"):
+        iou((0, 0, 1, 1), (0, 0, 0, 1, 1, 1))
+
+
+boxes = st.tuples(*[st.integers(0, 12)] * 4).map(
+    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
+)
+
+
+@given(boxes, boxes)
+def test_iou_counts_pixels(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    masks = []
+    for x0, y0, x1, y1 in (a, b):
+        mask = np.zeros((12, 12), bool)
+        mask[y0:y1, x0:x1] = True
+        masks.append(mask)
+    union = (masks[0] | masks[1]).sum()
+    assert iou(a, b) == pytest.approx((masks[0] & masks[1]).sum() / union if union else 0.0)
+    assert iou(a, b) == pytest.approx(iou(b, a))
+
+
+def test_facts_judge_what_a_report_says() -> None:
+    truth = "Axial T1 image. There is a small bright lesion in the left frontal lobe."
+    assert facts(truth) == {
+        "plane": {"axial"},
+        "brightness": {"bright"},
+        "size": {"small"},
+        "side": {"left"},
+        "region": {"frontal lobe"},
+        "lesion": {"present"},
+    }
+    reworded = "This axial image shows a small bright lesion in the left frontal lobe."
+    assert brain_atlas_facts(reworded, truth) == 1
+    assert brain_atlas_facts(reworded.replace("left", "right"), truth) == pytest.approx(5 / 6)
+    assert brain_atlas_facts(reworded.replace("left", "left and right"), truth) == pytest.approx(5 / 6)
+    assert brain_atlas_facts("This axial image shows no lesion.", truth) == pytest.approx(1 / 6)
+    normal = "Technique: axial T1. Findings: normal brain. Impression: no lesion."
+    assert brain_atlas_facts("This axial image shows no lesion.", normal) == 1
+    assert brain_atlas_facts(truth, normal) == pytest.approx(1 / 6)  # invention costs
+    assert brain_atlas_facts("", normal) == 0
+
+
+def test_table_scores_in_0_to_1_and_nothing_for_nothing() -> None:
+    texts = [name for name in METRICS if "iou" not in name]
+    values = per_sample(texts, ["no lesion", None, ""], ["no lesion", "no lesion", "no lesion"])
+    for name, array in values.items():
+        assert array.tolist() == [1, 0, 0], name
+    assert score(["accuracy_strict"], ["a", "b"], ["a", "a"]) == {"accuracy_strict": 0.5}
+    assert math.isnan(score(["accuracy_strict"], [], [])["accuracy_strict"])
+    assert score(["iou_mean"], [None], [(0, 0, 1, 1)]) == {"iou_mean": 0.0}
+    with pytest.raises(LookupNameError, match="did you mean 'token_f1'"):
+        score(["tokenf1"], ["a"], ["a"])
+    with pytest.raises(ValueError, match="2 predictions against 1"):
+        score(["token_f1"], ["a", "b"], ["a"])
+
+
+def test_a_metric_of_the_users_own() -> None:
+    assert score(["math:dist"], [(0.0, 0.0)], [(3.0, 4.0)]) == {"math:dist": 5.0}
+
+
+@given(st.text(max_size=30))
+def test_normalise_is_stable(text: str) -> None:
+    assert accuracy_strict(text, text) == 1
+    assert "  " not in normalise(text)
