@@ -24,14 +24,44 @@ class Data(Strict):
     source: str = Field(min_length=1, description='"brain_atlas", one task "brain_atlas/side", or a folder of samples')
     split: str = "train"
     tasks: list[str] | None = Field(None, description="only these tasks; default all")
-    weight: float = Field(1.0, gt=0, description="share in the mixture, counted in samples; 1 = once an epoch")
+    weight: float | None = Field(None, gt=0, description="passes over it per epoch; default 1")
+    share: float | None = Field(
+        None, gt=0, description="instead of weight: its part of an epoch, relative to the others"
+    )
     media: Literal["keep", "drop"] = Field("keep", description="drop: text only, the media are left out")
+
+
+def _one_measure(data: list[Data]) -> list[Data]:
+    """Refuse a mixture that counts some sources in passes and others in shares."""
+    shared = [one.share is not None for one in data]
+    if any(shared) and not all(shared):
+        raise ValueError("give 'share' for every source of the mixture, or for none")
+    if any(one.weight is not None for one in data if one.share is not None):
+        raise ValueError("a source takes 'weight' (passes per epoch) or 'share' (part of an epoch), not both")
+    return data
+
+
+Sources = Annotated[list[Data], Field(min_length=1), AfterValidator(_one_measure)]
+
+
+def passes(data: Sequence[Data], lengths: Sequence[int]) -> list[float]:
+    """Return how often an epoch passes over each source.
+
+    Args:
+        data: the sources of one mixture.
+        lengths: their samples. With shares an epoch is as long as all of them together.
+    """
+    if data[0].share is None:
+        return [1.0 if one.weight is None else one.weight for one in data]
+    shares = [one.share or 0.0 for one in data]
+    scale = sum(lengths) / sum(shares)
+    return [share * scale / length for share, length in zip(shares, lengths, strict=True)]
 
 
 class Validation(Strict):
     """Loss on held-out samples while training."""
 
-    data: list[Data] = Field(min_length=1)
+    data: Sources
     every: int = Field(500, ge=1, description="optimizer steps between two validations")
     samples: int = Field(256, ge=1, description="how many samples, the same ones every time")
 
@@ -47,7 +77,7 @@ class Stage(Strict):
     epochs: int | None = Field(None, ge=1, description="passes over the mixture; give this or steps")
     steps: int | None = Field(None, ge=1, description="optimizer steps; give this or epochs")
     global_batch: int = Field(ge=1, description="samples per optimizer step over all devices, exactly")
-    data: list[Data] = Field(min_length=1)
+    data: Sources
     questions_per_image: int = Field(
         8, ge=1, description="samples of one image that may share a row; the rest come later"
     )
