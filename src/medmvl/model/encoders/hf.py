@@ -185,7 +185,7 @@ def _is_naflex(config: PretrainedConfig) -> bool:
 def _check_config(config: PretrainedConfig, spec: VisionSpec) -> None:
     if config.model_type in REFUSED:
         raise EncoderError(f"{config.model_type!r} cannot be an encoder: {REFUSED[config.model_type]}")
-    if type(config) not in AutoModel._model_mapping:
+    if type(config) not in AutoModel._model_mapping or not _takes_pixels(config):
         raise EncoderError(f"transformers has no vision model that can be built alone for {config.model_type!r}")
     channels = getattr(config, "num_channels", 3)
     if spec.channels != channels or len(spec.size) != 2:
@@ -193,6 +193,12 @@ def _check_config(config: PretrainedConfig, spec: VisionSpec) -> None:
             f"{config.model_type!r} takes 2D images of {channels} channels; "
             f"the spec says size {spec.size}, {spec.channels} channels"
         )
+
+
+def _takes_pixels(config: PretrainedConfig) -> bool:
+    found = AutoModel._model_mapping[type(config)]
+    classes = found if isinstance(found, (list, tuple)) else (found,)
+    return all("pixel_values" in inspect.signature(cls.forward).parameters for cls in classes)
 
 
 def _random(config: PretrainedConfig) -> PreTrainedModel:
@@ -303,15 +309,15 @@ def _select(tokens: Tensor, prefix: int, class_tokens: int) -> Tensor:
 
 def _probe(config: PretrainedConfig, spec: VisionSpec, layer: int, tokens: str, final_norm: bool) -> Feature:
     """Run the architecture once on the meta device, and follow the feature's gradient back."""
-    with torch.device("meta"):
-        model = _random(config)
-        pixels = torch.empty(1, spec.channels, *spec.size)
     try:
+        with torch.device("meta"):
+            model = _random(config)
+            pixels = torch.empty(1, spec.channels, *spec.size)
         states, last = _run(model, spec, pixels)
     except (ValueError, RuntimeError) as error:
         raise EncoderError(
-            f"{config.model_type!r} does not take images of {tuple(spec.size)} "
-            f"(made for {_native_size(config)}): {str(error).splitlines()[0]}"
+            f"{config.model_type!r} cannot be built and run on images of {tuple(spec.size)} "
+            f"(it was made for {_native_size(config)}): {str(error).splitlines()[0]}"
         ) from error
     if not -len(states) <= layer < len(states):
         raise EncoderError(f"layer {layer} does not exist; choose {-len(states)}..{len(states) - 1}, -1 is the last")

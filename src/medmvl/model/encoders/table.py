@@ -1,11 +1,11 @@
-"""Names of encoders, and how one is built from a tower's settings."""
+"""How an encoder is built from a tower's settings."""
 
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medmvl.core.lookup import LookupNameError, choices_text, resolve
+from medmvl.core.lookup import choices_text, resolve
 from medmvl.model.config import ENCODERS, TowerConfig, shipped_architecture
 from medmvl.model.encoders import hf
 from medmvl.model.encoders.base import Encoder, EncoderError
@@ -21,7 +21,7 @@ def build_encoder(config: TowerConfig, weights: bool = True, where: str = "encod
         where: for errors.
 
     Raises:
-        LookupNameError: a name that is no row, dotted path, folder or hub name.
+        LookupNameError: a dotted path that leads nowhere.
         EncoderError, SourceError: what is missing or does not fit.
     """
     options = {"layer": config.layer, "tokens": config.tokens, "spec": config.spec, **config.encoder_options}
@@ -33,11 +33,6 @@ def build_encoder(config: TowerConfig, weights: bool = True, where: str = "encod
     name = str(config.encoder.path)
     if name in ENCODERS or ":" in name:
         return _own(name, options, where)
-    if "/" not in name and not Path(name).is_dir():
-        raise LookupNameError(
-            f"{where}: {name!r} is no folder and no encoder; {choices_text(name, ENCODERS, 'encoders')}. "
-            "A folder, a hub name 'organisation/model' or a dotted path 'package.module:Class' works too"
-        )
     _check_options(hf.HFEncoder, options, where)
     shipped = None if weights or Path(name).is_dir() else shipped_architecture(name)
     if shipped is not None:
