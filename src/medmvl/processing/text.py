@@ -34,9 +34,8 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 class TextEncoder:
     """Encodes runs of text with the tokenizer's own rules, its control tokens switched off.
 
-    They are switched off in a copy of the tokenizer that does not know them: they are no longer cut out of the text,
-    and vocabulary entries spelled like them are renamed, which keeps every id and leaves no spelling that a text could
-    hit (a Unigram model finds `</s>` in its vocabulary).
+    They are switched off in a copy of the tokenizer in which they are renamed, as added tokens and as entries of the
+    vocabulary (a Unigram model would find `</s>` there). That keeps every id and leaves no spelling a text could hit.
 
     Tokenizers that put a space before a text put it where they would within the whole conversation: at the start or,
     if they always do, behind a control token, but never inside running text, where an answer begins.
@@ -52,9 +51,11 @@ class TextEncoder:
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
         # Characters outside the vocabulary become the unknown token: it controls nothing, unless it doubles as an end.
         self._forbidden = controls.keys() - ({unknown} - ends)
+        # Noncharacters of the last plane: not valid in text interchange, in no vocabulary, untouched by normalizers.
+        names = {content: f"\U0010fffe{token_id}\U0010ffff" for token_id, content in controls.items()}
         spec |= {
-            "added_tokens": [token for token in spec["added_tokens"] if token["id"] not in controls],
-            "model": _renamed(spec["model"], controls),
+            "added_tokens": [{**t, "content": names.get(t["content"], t["content"])} for t in spec["added_tokens"]],
+            "model": _renamed(spec["model"], names),
             "post_processor": None,
             "truncation": None,
             "padding": None,
@@ -98,10 +99,8 @@ def _unknown_id(model: dict[str, Any]) -> int | None:
     return model["vocab"].get(model.get("unk_token"))
 
 
-def _renamed(model: dict[str, Any], controls: dict[int, str]) -> dict[str, Any]:
-    """Return the model with its entries for control tokens under names that no text spells; ids stay."""
-    # Noncharacters of the last plane: not valid in text interchange, in no vocabulary, untouched by normalizers.
-    names = {content: f"\U0010fffe{token_id}\U0010ffff" for token_id, content in controls.items()}
+def _renamed(model: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Return the model with entries of its vocabulary renamed; ids stay, and no merge leads to them any more."""
     vocabulary = model["vocab"]
     if isinstance(vocabulary, list):
         return {**model, "vocab": [[names.get(piece, piece), score] for piece, score in vocabulary]}
