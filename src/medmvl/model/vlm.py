@@ -1,0 +1,183 @@
+"""The vision-language model: towers turn pixels into tokens, the LLM reads them among the words, the loss is inside."""
+
+import inspect
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from medmvl.core.layout import Layout
+from medmvl.model import attention
+from medmvl.model.families import packable, position_limit
+
+
+class Tower(nn.Module):
+    """Encoder + connector + placeholder for one kind of media."""
+
+    def __init__(self, encoder: nn.Module, connector: nn.Module, placeholder: str) -> None:
+        super().__init__()
+        self.encoder, self.connector, self.placeholder = encoder, connector, placeholder
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that one medium becomes in the LLM's row."""
+        return self.connector.num_tokens
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return [M, num_tokens, width of the LLM] of prepared pixels [M, C, ...]."""
+        return self.connector(self.encoder(pixels))
+
+
+class VLMOutput(NamedTuple):
+    """What a forward gives; a tuple, so that every distributed wrapper finds its tensors.
+
+    Attributes:
+        loss: scalar fp32, sum of the token losses over the normalizer.
+        token_losses: fp32 [S], negative log-likelihood of each target.
+        logits: [S, vocabulary], in the LLM's own precision.
+    """
+
+    loss: Tensor
+    token_losses: Tensor
+    logits: Tensor
+
+
+class VLM(nn.Module):
+    """An LLM and a tower for each kind of media.
+
+    Media tokens replace the embeddings at their placeholders as the connector gives them. A family that scales word
+    embeddings (Gemma) does so in its embedding layer, in front of that, so media tokens are never scaled: the connector
+    learns its own scale. transformers' LLaVA does the same.
+    """
+
+    def __init__(self, llm: PreTrainedModel, towers: Mapping[str, Tower] | None = None) -> None:
+        super().__init__()
+        self.llm = llm
+        self.towers = nn.ModuleDict(towers)
+        self.position_limit = position_limit(llm.config)
+        """Longest sample that may share a row with others; None for any."""
+        self._selects = "logits_to_keep" in inspect.signature(llm.forward).parameters
+
+    @property
+    def packable(self) -> bool:
+        """Whether several samples may share a row."""
+        return self.llm.config._attn_implementation == attention.NAME
+
+    @property
+    def why_packable(self) -> str:
+        """The family, and why it is packed or not."""
+        return packable(self.llm.config)[1]
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        layout: Layout,
+        pixels: Mapping[str, Tensor],
+        media_positions: Mapping[str, Tensor],
+        logit_index: Tensor,
+        targets: Tensor,
+        normalizer: float | Tensor | None = None,
+    ) -> VLMOutput:
+        """Compute the loss of one flat row of N tokens.
+
+        Args:
+            ids: long [1, N]; what stands at a placeholder is never looked up.
+            positions: long [1, N], position ids.
+            layout: which tokens attend to which.
+            pixels: tower -> [M, C, ...]. A tower without places still runs, with weight zero: under sharding every
+                rank must call every tower equally often.
+            media_positions: tower -> long [M * num_tokens], where its tokens go.
+            logit_index: long [S], the token that predicts target s; logits are computed there only.
+            targets: long [S].
+            normalizer: what the summed loss is divided by, usually the supervised tokens of the whole optimizer step;
+                None for the sum.
+
+        Raises:
+            ValueError: media and places do not match, or the LLM cannot run this row packed.
+        """
+        logits = self.logits(ids, positions, layout, pixels, media_positions, logit_index)
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        loss = losses.sum() if normalizer is None else losses.sum() / normalizer
+        return VLMOutput(loss, losses, logits)
+
+    def logits(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        layout: Layout,
+        pixels: Mapping[str, Tensor],
+        media_positions: Mapping[str, Tensor],
+        logit_index: Tensor,
+    ) -> Tensor:
+        """Return the logits [S, vocabulary] at `logit_index`; arguments and errors as for `forward`."""
+        embeddings = self.embed(ids, pixels, media_positions)
+        if not self.packable:
+            return self._alone(embeddings, layout, logit_index)
+        self._check_length(layout)
+        output = self.llm(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            layout=layout,
+            logits_to_keep=logit_index,
+            use_cache=False,
+        )
+        return output.logits[0]
+
+    def embed(self, ids: Tensor, pixels: Mapping[str, Tensor], media_positions: Mapping[str, Tensor]) -> Tensor:
+        """Return the embeddings [1, N, width] of a row, media in place.
+
+        Raises:
+            ValueError: media and places do not match, or an id is neither a word nor a medium's place.
+        """
+        if not set(media_positions) <= set(pixels) <= set(self.towers):
+            raise ValueError(
+                f"places for {sorted(media_positions)} need pixels, and pixels for {sorted(pixels)} need a tower; "
+                f"the model's towers: {', '.join(self.towers) or 'none'}"
+            )
+        places = torch.cat([ids.new_empty(0), *media_positions.values()])
+        embedding = self.llm.get_input_embeddings()
+        try:
+            embeddings = embedding(ids.index_fill(1, places, 0))
+        except IndexError as error:
+            raise ValueError(
+                f"an id (at most {int(ids.max())}) is neither a row of the embedding table ({embedding.num_embeddings} "
+                "rows) nor a medium's place: a placeholder without its image?"
+            ) from error
+        for name, tower_pixels in pixels.items():
+            features = self.towers[name](tower_pixels).flatten(0, 1)
+            where = media_positions.get(name)
+            if where is None or len(where) == 0:
+                embeddings = embeddings + (features.sum() * 0).to(embeddings.dtype)
+            elif len(where) == len(features):
+                embeddings = embeddings.index_copy(1, where, features[None].to(embeddings.dtype))
+            else:
+                raise ValueError(
+                    f"tower {name!r}: {len(tower_pixels)} media give {len(features)} tokens, "
+                    f"but the row has {len(where)} places for them"
+                )
+        return embeddings
+
+    def _check_length(self, layout: Layout) -> None:
+        if self.position_limit is None or len(layout.segments) == 1:
+            return
+        longest = max(segment.prefix_length + segment.length for segment in layout.segments)
+        if longest > self.position_limit:
+            raise ValueError(
+                f"{self.llm.config.model_type}: a sample of {longest} tokens changes the rotary frequencies of its "
+                f"whole row; keep max_tokens at most {self.position_limit}, or give each sample a row of its own"
+            )
+
+    def _alone(self, embeddings: Tensor, layout: Layout, logit_index: Tensor) -> Tensor:
+        """Run an LLM that cannot be packed, with its own attention, on one sample."""
+        if len(layout.segments) > 1:
+            raise ValueError(
+                f"this row holds {len(layout.segments)} segments, but the LLM runs one sample at a time "
+                f"({self.why_packable}); give rows of one sample"
+            )
+        if self._selects:
+            return self.llm(inputs_embeds=embeddings, logits_to_keep=logit_index, use_cache=False).logits[0]
+        return self.llm(inputs_embeds=embeddings, use_cache=False).logits[0, logit_index]
