@@ -1,0 +1,369 @@
+"""The bundle: a model, how to feed it, and where it came from, as one directory that needs nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import load_torch_model, save_torch_state_dict
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers.initialization import no_init_weights
+
+from medmvl import __version__
+from medmvl.core.atomic import atomic_folder
+from medmvl.core.schema import Message, Sample, SampleError
+from medmvl.infer import engine
+from medmvl.model import tune
+from medmvl.model.build import build as build_model
+from medmvl.model.config import ModelConfig
+from medmvl.model.vlm import VLM
+from medmvl.processing.collate import collate
+from medmvl.processing.encoded import IGNORE, Encoded, Media
+from medmvl.processing.pack import alone, pack, shared
+from medmvl.processing.processor import Processor, TowerInput
+
+FORMAT = 1
+STATE, PROCESSOR, RECIPE, PROVENANCE = "bundle.json", "processor", "recipe.yaml", "provenance.json"
+
+
+class BundleError(ValueError):
+    """A folder that is no bundle, or one that this version must not or cannot load."""
+
+
+class Bundle:
+    """A vision-language model ready to use: weights, processor and provenance.
+
+    Build one from parts with `Bundle.build`, read one with `Bundle.load` (or `medmvl.load`).
+
+    Attributes:
+        model: the `VLM`; `.llm`, and `.towers["image"]` with `.encoder` and `.connector`.
+        processor: turns samples into tokens and answers back into text and boxes.
+        config: what the model is made of.
+        recipe: the resolved recipe that made it, as YAML; None for a bundle built from parts.
+        provenance: versions, data and settings it was made with.
+    """
+
+    def __init__(
+        self,
+        model: VLM,
+        processor: Processor,
+        config: ModelConfig,
+        recipe: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.processor, self.config = model, processor, config
+        self.recipe = recipe
+        self.provenance = dict(provenance or {})
+
+    @classmethod
+    def build(
+        cls,
+        config: Mapping[str, Any] | ModelConfig,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_tokens: int = 2048,
+    ) -> Bundle:
+        """Assemble a model from an LLM and towers; what has no weights yet (the connectors) is drawn at random.
+
+        Args:
+            config: {"llm": PATH_OR_NAME, "towers": {"image": {"encoder": PATH_OR_NAME, "connector": "mlp"}}}, further
+                keys as in a recipe's `model`. Defaults: the LLM's own chat template, the encoder's last layer, all of
+                its tokens, a connector of two layers.
+            device: where the model goes; "meta" builds shapes without weights.
+            dtype: of the weights.
+            max_tokens: longest sample the processor lets through, media included.
+
+        Raises:
+            ConfigError, SourceError, EncoderError: what does not exist or does not fit, and what to do.
+        """
+        from medmvl.core import config as settings
+
+        parsed = config if isinstance(config, ModelConfig) else settings.load(ModelConfig, dict(config))
+        built = build_model(parsed, device=device, dtype=dtype)
+        return cls(built.model, _processor(built.model, built.tokenizer, parsed, max_tokens), built.config)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        allow_code: Sequence[str] = (),
+    ) -> Bundle:
+        """Read a bundle from its directory; nothing outside of it is needed.
+
+        Args:
+            path: the directory.
+            device: where the model goes.
+            dtype: of the weights; fp32 by default.
+            allow_code: packages whose classes the bundle may name by dotted path, which runs their code; others are refused.
+
+        Raises:
+            BundleError: no bundle, a damaged one, one of a newer format, or one that names code that is not allowed.
+        """
+        path = Path(path)
+        state = _read_state(path)
+        config = ModelConfig.model_validate(state["model"])
+        _refuse_code(config, allow_code, path)
+        processor = Processor.load(path / PROCESSOR)
+        with no_init_weights():
+            model = build_model(config, dtype=dtype, tokenizer=processor.tokenizer).model
+            tune.restore(model, state["adapters"])
+        _load_weights(model, path, state["tied"])
+        recipe = path / RECIPE
+        provenance = path / PROVENANCE
+        return cls(
+            model.to(device).eval(),
+            processor,
+            config,
+            recipe.read_text(encoding="utf-8") if recipe.exists() else None,
+            json.loads(provenance.read_text(encoding="utf-8")) if provenance.exists() else None,
+        )
+
+    def save(self, path: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> Path:
+        """Write the bundle; the directory appears whole or not at all, and replaces a former one at `path`.
+
+        Args:
+            path: the directory.
+            state_dict: the weights, when they are not in `model` itself (gathered from several devices).
+
+        Raises:
+            DiskFullError: no space left; a former bundle there stays as it was.
+        """
+        weights = dict(self.model.state_dict() if state_dict is None else state_dict)
+        kept, tied = _untie(weights)
+        state = {
+            "format": FORMAT,
+            "model": self.config.model_dump(mode="json"),
+            "adapters": tune.adapters(self.model),
+            "tied": tied,
+        }
+        with atomic_folder(path) as folder:
+            try:
+                save_torch_state_dict(kept, folder)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+            self.processor.save(folder / PROCESSOR)
+            _write_json(folder / STATE, state)
+            _write_json(folder / PROVENANCE, {**_versions(), **self.provenance})
+            if self.recipe is not None:
+                (folder / RECIPE).write_text(self.recipe, encoding="utf-8")
+        return Path(path)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the names and bytes of all weights: tells whether two results come from the same model."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(_untie(dict(self.model.state_dict()))[0].items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def generate(
+        self,
+        samples: Sequence[Sample],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> list[str]:
+        """Answer each sample's last question; an answer the sample already holds is not shown to the model.
+
+        Samples about the same media that stand next to each other share the beginning of their prompts, which is computed
+        once. Greedy answers do not depend on `batch_size`.
+
+        Args:
+            samples: what to answer.
+            max_new_tokens: longest answer, in tokens.
+            temperature: 0 takes the likeliest token; above 0 samples.
+            top_p: when sampling, only from the likeliest tokens that hold this much probability together.
+            seed: of the sampling; each sample draws from its own stream.
+            batch_size: how many answers are written at the same time.
+
+        Raises:
+            SampleError: a sample cannot be used; says which and why.
+        """
+        answers: list[str] = []
+        for start in range(0, len(samples), batch_size):
+            prompts = self._prompts(samples[start : start + batch_size])
+            ids = engine.generate(
+                self.model, self.processor, prompts, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+            )
+            answers += [self.processor.decode(answer) for answer in ids]
+        return answers
+
+    def stream(
+        self, sample: Sample, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+    ) -> Iterator[str]:
+        """Answer one sample piece by piece; the pieces joined are what `generate` returns."""
+        (prompt,) = self._prompts([sample])
+        ids: list[int] = []
+        shown = ""
+        for token in engine.stream(
+            self.model, self.processor, prompt, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        ):
+            ids.append(token)
+            text = self.processor.decode(ids)
+            # A character may take several tokens: half of one decodes to the replacement mark, which is held back.
+            if text.endswith("�") or not text.startswith(shown):
+                continue
+            if text != shown:
+                yield text[len(shown) :]
+                shown = text
+        rest = self.processor.decode(ids)
+        if rest != shown:
+            yield rest[len(shown) :]
+
+    def loss(self, samples: Sequence[Sample], packed: bool = True) -> Tensor:
+        """Return the mean negative log-likelihood over all supervised tokens, differentiable.
+
+        Args:
+            samples: with answers.
+            packed: lay samples about the same media side by side behind their common prefix, and fill rows; False
+                runs them one by one. Both give the same value and the same gradients.
+
+        Raises:
+            SampleError: a sample cannot be used; says which and why.
+        """
+        pool: dict[str, Media] = {}
+        encoded = [self.processor.encode(sample, pool=pool) for sample in samples]
+        rows = self._rows(encoded, packed)
+        count = sum(batch.num_supervised for batch in rows)
+        return torch.stack([self.model(**batch.model_inputs(), normalizer=count).loss for batch in rows]).sum()
+
+    @torch.no_grad()
+    def logits(self, sample: Sample) -> Tensor:
+        """Return the logits [T, vocabulary] of a whole conversation; T counts the expanded media tokens.
+
+        Raises:
+            SampleError: it cannot be used, or its template needs one branch per answer, so that no single row exists.
+        """
+        answered = sample.messages[-1].role == "assistant"
+        encoded = self.processor.encode(sample) if answered else self.processor.prompt(sample)
+        if len(encoded.branches) > 1:
+            raise SampleError(
+                "its chat template rewrites earlier turns, so it has no single row of logits; "
+                "give a sample with one question and answer",
+                sample.id,
+            )
+        (batch,) = self._rows([encoded], packed=False)
+        inputs = batch.model_inputs()
+        inputs.pop("targets")
+        every = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        return self.model.logits(**{**inputs, "logit_index": every})
+
+    def score_options(self, sample: Sample, options: Sequence[str]) -> list[float]:
+        """Return the log-likelihood of each option as the answer to the sample's last question, end mark included."""
+        (prompt,) = self._prompts([sample])
+        return engine.score(self.model, self.processor, prompt, [self._answer(sample, prompt, one) for one in options])
+
+    def _answer(self, sample: Sample, prompt: Encoded, answer: str) -> list[int]:
+        """Return the ids of an answer, as they would be learnt behind this prompt."""
+        said = Message(role="assistant", content=answer)  # type: ignore[arg-type]  # plain text is taken as one part
+        answered = sample.model_copy(update={"messages": (*sample.prompt().messages, said)})
+        branch = self.processor.encode(answered).branches[-1]
+        start = prompt.num_tokens
+        return [int(i) for i in branch.ids[start:][branch.labels[start:] != IGNORE]]
+
+    def _prompts(self, samples: Sequence[Sample]) -> list[Encoded]:
+        pool: dict[str, Media] = {}
+        return [self.processor.prompt(sample, pool=pool) for sample in samples]
+
+    def _rows(self, encoded: Sequence[Encoded], packed: bool) -> list[Any]:
+        """Return the batches on the model's device; an LLM that cannot be packed runs its samples one by one."""
+        device = next(self.model.parameters()).device
+        if packed and self.model.packable:
+            rows = pack(shared(encoded), max(self.processor.max_tokens, max(one.num_tokens for one in encoded)))
+        else:
+            rows = [row for group in alone(encoded) for row in pack([group], group.num_tokens)]
+        return [collate(row).to(device) for row in rows]
+
+
+def load(
+    path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, allow_code: Sequence[str] = ()
+) -> Bundle:
+    """Read a bundle; the same as `Bundle.load`."""
+    return Bundle.load(path, device=device, dtype=dtype, allow_code=allow_code)
+
+
+def _processor(model: VLM, tokenizer: Any, config: ModelConfig, max_tokens: int) -> Processor:
+    towers = {
+        name: TowerInput(tower.placeholder, name, tower.num_tokens, tower.encoder.spec)
+        for name, tower in model.towers.items()
+    }
+    return Processor(tokenizer, config.template, towers, max_tokens=max_tokens)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    file = path / STATE
+    if not file.is_file():
+        raise BundleError(f"{path} is no bundle: it holds no {STATE}. A training run keeps its bundle in RUN/bundle")
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BundleError(f"{file}: damaged ({error}); copy the bundle again") from error
+    if state.get("format") != FORMAT:
+        raise BundleError(f"{file}: format {state.get('format')!r}, this version reads {FORMAT}; update medmvl")
+    return state
+
+
+def _refuse_code(config: ModelConfig, allow_code: Sequence[str], path: Path) -> None:
+    named = [tower.encoder.path for tower in config.towers.values()]
+    named += [tower.connector for tower in config.towers.values()]
+    for name in named:
+        if name is None or ":" not in name:
+            continue
+        package = name.split(":")[0].split(".")[0]
+        if package not in allow_code:
+            raise BundleError(
+                f"{path} names {name!r}, which runs code of the package {package!r}. If you trust it: "
+                f"load(..., allow_code=[{package!r}])"
+            )
+
+
+def _untie(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights with every shared tensor once, and which name stands for which (tied embeddings)."""
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    kept: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in weights.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and key in first:
+            tied[name] = first[key]
+        else:
+            first[key] = name
+            kept[name] = tensor
+    return kept, tied
+
+
+def _load_weights(model: VLM, path: Path, tied: Mapping[str, str]) -> None:
+    try:
+        result = load_torch_model(model, path, strict=False)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{path}: its weights cannot be read: {error}; copy the bundle again") from error
+    missing = sorted(set(result.missing_keys) - set(tied))
+    if missing or result.unexpected_keys:
+        raise BundleError(
+            f"{path}: weights and config do not match; missing {missing[:5]}, unexpected {result.unexpected_keys[:5]}"
+        )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, source in tied.items():
+        if parameters[name].data_ptr() != parameters[source].data_ptr():
+            parameters[name].data.copy_(parameters[source].data)
+
+
+def _versions() -> dict[str, Any]:
+    packages = {name: version(name) for name in ("torch", "transformers", "numpy")}
+    return {"versions": {"medmvl": __version__, "python": platform.python_version(), **packages}}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
