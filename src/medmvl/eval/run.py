@@ -104,6 +104,7 @@ def _provenance(given: Target | str | Path, model: Target, trials: Sequence[Tria
         "model": str(given) if isinstance(given, str | Path) else type(model).__name__,
         "model_hash": getattr(model, "hash", ""),
         "data_hash": hashlib.sha256(data.encode()).hexdigest(),
+        "data": list({str(trial.source.folder): trial.about for trial in trials}.values()),
         "seed": seed,
         "versions": versions | {package: version(package) for package in _PACKAGES},
     }

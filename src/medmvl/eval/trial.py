@@ -19,6 +19,7 @@ from medmvl.eval.stats import bootstrap, mean_box, most_frequent
 from medmvl.eval.task import Task
 
 _LOG = get_logger(__name__)
+_ABOUT = ("name", "version", "licence", "description")
 _GUESS_FROM = 5000  # training samples looked at, at most, for the majority baseline
 
 Record = dict[str, Any]
@@ -43,6 +44,7 @@ class Trial:
         task: what is asked.
         source: where its samples lie.
         data_hash: of the samples' file.
+        about: name, version, licence and description of the data, as far as its manifest tells.
         samples: id -> sample with its true answer.
         references: id -> true answer as metrics take it.
         records: condition ("" = the real pictures, or a control's name) -> one record per answered question.
@@ -52,6 +54,7 @@ class Trial:
     task: Task
     source: Source
     data_hash: str
+    about: dict[str, Any]
     samples: dict[str, Sample] = field(default_factory=dict)
     references: dict[str, Parsed] = field(default_factory=dict)
     records: dict[str, list[Record]] = field(default_factory=dict)
@@ -72,7 +75,8 @@ class Trial:
         """
         source = find_source(task.source, roots)
         store = SampleStore(source.folder, task.split, source.tasks)
-        trial = cls(task, source, store.hash)
+        told = {key: store.manifest[key] for key in _ABOUT if store.manifest.get(key)}
+        trial = cls(task, source, store.hash, {"name": source.folder.name, **told})
         found = list(trial._readable(store, range(len(store))))
         for sample in found if limit is None else _some(found, limit, seed):
             try:
