@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -100,6 +101,32 @@ def write_samples(folder: str | Path, samples: Iterable[Sample], *, name: str, v
         DiskFullError: the write failed.
     """
     folder = Path(folder).absolute()
+    writers = _write_rows(folder, samples)
+    former = _read_manifest(folder).get("splits", {})
+    for split, writer in writers.items():
+        writer.index().save(folder / f"{split}.index.npz", writer.digest.hexdigest())
+    manifest = {
+        "format": _FORMAT,
+        "name": name,
+        "version": version,
+        "licence": licence,
+        "description": description,
+        "seed": seed,
+        **extra,
+        "splits": {split: _summary(split, writer) for split, writer in sorted(writers.items())},
+    }
+    hashes = [f"{split}:{entry['sha256']}" for split, entry in manifest["splits"].items()]
+    manifest["hash"] = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    with atomic_file(folder / MANIFEST) as file:
+        json.dump(manifest, file, indent=2, ensure_ascii=False)
+    for split in former.keys() - writers.keys():  # else it would pass for a split of the new data
+        for suffix in (".jsonl", ".index.npz"):
+            (folder / f"{split}{suffix}").unlink(missing_ok=True)
+    return manifest
+
+
+def _write_rows(folder: Path, samples: Iterable[Sample]) -> dict[str, _SplitWriter]:
+    """Write the JSONL files, all of them or none."""
     writers: dict[str, _SplitWriter] = {}
     ids: set[bytes] = set()
     with ExitStack() as stack:
@@ -118,23 +145,10 @@ def write_samples(folder: str | Path, samples: Iterable[Sample], *, name: str, v
             writers[split].write(sample, folder)
         if not writers:
             raise StoreError(f"{folder}: no samples were given, so there is nothing to write")
-    for split, writer in writers.items():
-        writer.index().save(folder / f"{split}.index.npz", writer.digest.hexdigest())
-    manifest = {
-        "format": _FORMAT,
-        "name": name,
-        "version": version,
-        "licence": licence,
-        "description": description,
-        "seed": seed,
-        **extra,
-        "splits": {split: _summary(split, writer) for split, writer in sorted(writers.items())},
-    }
-    hashes = [f"{split}:{entry['sha256']}" for split, entry in manifest["splits"].items()]
-    manifest["hash"] = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    with atomic_file(folder / MANIFEST) as file:
-        json.dump(manifest, file, indent=2, ensure_ascii=False)
-    return manifest
+        for writer in writers.values():  # a full disk shows here, before any former file is replaced
+            writer.file.flush()
+            os.fsync(writer.file.fileno())
+    return writers
 
 
 def _summary(split: str, writer: _SplitWriter) -> dict[str, Any]:
