@@ -73,6 +73,7 @@ def test_every_answer_is_kept(store: tuple[Path, list[Sample]], tmp_path: Path) 
     shuffled = {r["id"]: r for r in records if r["control"] == "shuffled_image"}
     patient = {sample.media_key[0]: sample.patient for sample in samples}
     assert all(patient[r["media"][0]] != r["patient"] for r in shuffled.values())
+    assert all(Path(path).is_file() for r in records for path in r["media"])
 
 
 def test_seed_and_batch_size(store: tuple[Path, list[Sample]]) -> None:
@@ -110,6 +111,26 @@ def test_broken_samples_are_listed_and_the_rest_is_scored(store: tuple[Path, lis
     assert none["tasks"]["brain_atlas/side"]["metrics"] == {}
     assert pooled(none) is None
     print_table(none)
+
+
+def test_broken_lines_of_a_store_are_listed(tmp_path: Path) -> None:
+    samples = write_store(tmp_path / "brain_atlas")
+    for split in ("test", "train"):
+        file = tmp_path / "brain_atlas" / f"{split}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rec = [row for row in rows if row["task"] == "brain_atlas/rec"]
+        rec[0]["messages"][0]["content"][0]["path"] = "../outside.png"
+        rec[1]["messages"][0]["content"][0]["path"] = "images/missing.png"
+        rec[2]["messages"][1]["content"] = [{"type": "text", "text": "no box"}]
+        rec[3]["id"] = rec[4]["id"]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wrong = f"{samples[0].meta.patient}-1-brain_atlas/rec"  # the picture is missed by the model, not by the store
+    scores = evaluate(PaperModel(samples, broken=[wrong]), "brain_atlas/rec", roots=[tmp_path], resamples=10)
+    assert scores["tasks"]["brain_atlas/rec"]["n"] == 24 - 4
+    reasons = [one["reason"] for one in scores["excluded"]]
+    for reason in ("leaves the given folders", "cut off", "no true answer", "occurs twice"):
+        assert sum(reason in text for text in reasons) == 1, reasons
+    assert scores["tasks"]["brain_atlas/rec"]["controls"]["majority"]["iou_mean"]["value"] > 0
 
 
 def test_answers_that_say_nothing_score_nothing_and_are_counted(store: tuple[Path, list[Sample]]) -> None:

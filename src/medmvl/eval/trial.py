@@ -1,7 +1,7 @@
 """One task put to one model: its samples and true answers, the questions it asks, and what the answers score."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from medmvl.eval.controls import blank, frame_size, shuffle
 from medmvl.eval.metrics.table import per_sample
 from medmvl.eval.stats import bootstrap, mean_box, most_frequent
 from medmvl.eval.task import Task
+from medmvl.imaging.picture import ImageError
 
 _LOG = get_logger(__name__)
 _ABOUT = ("name", "version", "licence", "description")
@@ -77,21 +78,19 @@ class Trial:
         store = SampleStore(source.folder, task.split, source.tasks)
         told = {key: store.manifest[key] for key in _ABOUT if store.manifest.get(key)}
         trial = cls(task, source, store.hash, {"name": source.folder.name, **told})
-        found = list(trial._readable(store, range(len(store))))
+        found = list(_readable(store, range(len(store)), trial._exclude_broken))
         for sample in found if limit is None else _some(found, limit, seed):
             try:
+                if sample.id in trial.samples:
+                    raise SampleError("the id occurs twice; only the first sample is asked", sample.id)
                 trial.references[sample.id] = reference(task.answer, sample)
                 trial.samples[sample.id] = sample
             except SampleError as error:
-                trial.exclude(error.sample_id, "", str(error))
+                trial._exclude_broken(error)
         return trial
 
-    def _readable(self, store: SampleStore, rows: Sequence[int]) -> Iterator[Sample]:
-        for row in rows:
-            try:
-                yield store[row]
-            except SampleError as error:
-                self.exclude(error.sample_id, "", str(error))
+    def _exclude_broken(self, error: SampleError) -> None:
+        self.exclude(error.sample_id, "", str(error))
 
     def exclude(self, sample_id: str, control: str, reason: str) -> None:
         """Note that a sample could not be asked."""
@@ -123,33 +122,49 @@ class Trial:
         """Parse and score one answer."""
         # Boxes are read in the frame of the sample's own picture: there the true box lies, also under a control.
         parsed = parse(self.task.answer, text, request.sample, read_boxes)
-        self._note(request.sample, request.control, text, parsed, request.prompt.media_key)
+        shown = () if request.control == "blank_image" else request.prompt.media_key
+        self._note(request.sample, request.control, text, parsed, shown)
 
     def guess(self) -> None:
         """Answer every asked question with the majority baseline: the most frequent answer, or the mean box.
 
         The answers are those of the training split where the source has one, else those of the task itself.
         """
-        known = self._training_samples() or list(self.samples.values())
-        truths = [reference(self.task.answer, sample) for sample in known]
         asked = [self.samples[record["id"]] for record in self.records.get("", ())]
+        if not asked:
+            return
+        truths = self._training_answers() or [self._answer(sample) for sample in asked]
         if self.task.answer == "box":
-            shares = mean_box([_scaled(t, s, into_share=True) for t, s in zip(truths, known, strict=True)])
+            mean = mean_box([truth for truth in truths if not isinstance(truth, str)])
             for sample in asked:
-                self._note(sample, "majority", "", _scaled(shares, sample, into_share=False), ())
+                self._note(sample, "majority", "", _scaled(mean, sample, into_share=False), ())
         else:
             answer = most_frequent([str(truth) for truth in truths])
             for sample in asked:
                 self._note(sample, "majority", answer, answer, ())
 
-    def _training_samples(self) -> list[Sample]:
+    def _answer(self, sample: Sample) -> Parsed:
+        """Return a sample's true answer; a box in shares of its frame, so that pictures of any size can be averaged."""
+        truth = reference(self.task.answer, sample)
+        return truth if isinstance(truth, str) else _scaled(truth, sample, into_share=True)
+
+    def _training_answers(self) -> list[Parsed]:
+        """Return true answers of the training split; [] where there is none, broken samples left out."""
+        broken: list[Exception] = []
+        answers: list[Parsed] = []
         try:
             store = SampleStore(self.source.folder, "train", self.source.tasks)
         except StoreError as error:
             _LOG.info("%s: the majority baseline knows the %s answers: %s", self.task.name, self.task.split, error)
-            return []
-        rows = range(0, len(store), 1 + len(store) // _GUESS_FROM)
-        return [store[row] for row in rows]
+            return answers
+        for sample in _readable(store, range(0, len(store), 1 + len(store) // _GUESS_FROM), broken.append):
+            try:
+                answers.append(self._answer(sample))
+            except (SampleError, ImageError) as error:
+                broken.append(error)
+        if broken:
+            _LOG.warning("%s: %d training samples are broken: %s", self.task.name, len(broken), broken[0])
+        return answers
 
     def scores(self, resamples: int, seed: int) -> dict[str, Any]:
         """Return the task's entry of scores.json."""
@@ -193,6 +208,15 @@ class Trial:
                 "scores": {metric: float(value[0]) for metric, value in values.items()},
             }
         )
+
+
+def _readable(store: SampleStore, rows: Sequence[int], on_error: Callable[[SampleError], None]) -> Iterator[Sample]:
+    """Yield the samples of some rows; a broken one goes to `on_error`."""
+    for row in rows:
+        try:
+            yield store[row]
+        except SampleError as error:
+            on_error(error)
 
 
 def _some(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
