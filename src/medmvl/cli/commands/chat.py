@@ -18,21 +18,19 @@ _HELP = "/image PATH adds a picture to your next question, /new starts over, /qu
 @app.command()
 def chat(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="PNG, JPEG, TIFF, DICOM, npy.")
-    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="PNG, JPEG, TIFF, DICOM or npy; may be repeated.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
 ) -> None:
     """Ask questions about pictures; answers appear as they are written.
 
     \b
-    medmvl chat runs/demo/2d/bundle scan.dcm
+    medmvl chat runs/demo/2d/bundle --image scan.dcm
     """
     from medmvl.bundle import load
 
     model = load(bundle)
     typer.echo(_HELP)
-    waiting: list[Part] = [_image(path) for path in images or []]
+    waiting: list[Part] = [_image(path) for path in image or []]
     messages: list[Message] = []
     while True:
         try:

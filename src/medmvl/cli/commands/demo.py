@@ -1,5 +1,6 @@
 """`medmvl demo`: from nothing to a trained, scored model and its report, on this machine."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -55,10 +56,10 @@ def demo(
     from medmvl.train.run import train
 
     settings = [
-        f"run.output={out / '2d'}",
-        f"run.data_roots=[{out / 'data'}]",
+        f"run.output={json.dumps(str(out / '2d'))}",
+        f"run.data_roots={json.dumps([str(out / 'data')])}",
         f"run.seed={seed}",
-        f"model.llm.tokenizer={out / 'tokenizer'}",
+        f"model.llm.tokenizer={json.dumps(str(out / 'tokenizer'))}",
     ]
     run = train("demo_2d", overrides=[*settings, *(overrides or [])], resume=(out / "2d" / "checkpoints").is_dir())
 
