@@ -21,7 +21,7 @@ from medmvl.imaging.picture import ImageError
 
 _LOG = get_logger(__name__)
 _ABOUT = ("name", "version", "licence", "description")
-_GUESS_FROM = 5000  # training samples looked at, at most, for the majority baseline
+_GUESS_FROM = 2000  # training samples looked at, at most, for the majority baseline
 
 Record = dict[str, Any]
 """One line of predictions.jsonl."""
