@@ -235,7 +235,9 @@ class Template:
         encoding = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         found = zip(encoding.offsets, encoding.ids, strict=True)
         # Spelled out, for characters outside the vocabulary become the unknown token, which is a control token too.
-        return [(a, b, i) for (a, b), i in found if i in self._spelling and text[a:b].strip() == self._spelling[i]]
+        return [
+            (a, b, i) for (a, b), i in found if i in self._spelling and text[a:b].strip() == self._spelling[i].strip()
+        ]
 
     def _atoms(self, text: str) -> tuple[_Atom, ...]:
         """Cut a rendered text at its control tokens and slots."""
