@@ -103,7 +103,7 @@ class Bundle:
             path: the directory.
             device: where the model goes.
             dtype: of the weights; fp32 by default.
-            allow_code: packages whose classes the bundle may name by dotted path, which runs their code; others are refused.
+            allow_code: packages that the bundle may name by dotted path, which runs their code; others are refused.
 
         Raises:
             BundleError: no bundle, a damaged one, one of a newer format, or one that names code that is not allowed.
@@ -177,8 +177,8 @@ class Bundle:
     ) -> list[str]:
         """Answer each sample's last question; an answer the sample already holds is not shown to the model.
 
-        Samples about the same media that stand next to each other share the beginning of their prompts, which is computed
-        once. Greedy answers do not depend on `batch_size`.
+        Neighbouring samples about the same media share their prompts' beginning, which is computed once.
+        Greedy answers do not depend on `batch_size`.
 
         Args:
             samples: what to answer.
