@@ -130,6 +130,7 @@ def test_many_typos_are_answered_at_once() -> None:
         ("run.precision=fp16", "Choices: auto, bf16, fp32"),
         ("run.activation_checkpointing=[volume.encoder]", "matches no part of this model"),
         ("run.activation_checkpointing=[image]", "no part of a model"),
+        ("stages.align.tune.volume.encoder.x={mode: full, lr: 1.0}", "matches no part of this model"),
         ("model=null", "required unless 'init_from'"),
         ("model.llm={path: a/b, architecture: {model_type: qwen2}}", "either 'path'"),
         ("model.llm={architecture: {hidden_size: 8}}", "'model_type' is missing"),

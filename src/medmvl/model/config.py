@@ -1,7 +1,7 @@
 """What a model is made of and which of its parts learn: settings only, no torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -66,6 +66,16 @@ def part_pattern(pattern: str) -> str:
     if not any(fnmatchcase(part, pattern) for part in PARTS):
         raise ValueError(f"no part of a model is called {pattern!r}; {choices_text(pattern, PARTS, 'parts')}")
     return pattern
+
+
+def tune_pattern(pattern: str) -> str:
+    """Like `part_pattern`, but names below a part ("llm.model.layers.0") may pass: the built model knows them."""
+    return pattern if any(pattern.startswith(f"{part}.") for part in PARTS) else part_pattern(pattern)
+
+
+def matches(parts: Iterable[str], pattern: str) -> bool:
+    """Say whether a pattern means one of `parts`, or something below one."""
+    return any(fnmatchcase(part, pattern) or pattern.startswith(f"{part}.") for part in parts)
 
 
 def _spec_fields(spec: dict[str, Any]) -> dict[str, Any]:

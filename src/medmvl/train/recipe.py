@@ -1,7 +1,6 @@
 """The recipe: how a bundle is made, as settings that are checked before torch is imported."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,10 +11,11 @@ from medmvl.core import config, shipped
 from medmvl.core.config import Strict
 from medmvl.core.lookup import choices_text
 from medmvl.imaging.augment import Augmentation
-from medmvl.model.config import PARTS, ModelConfig, TemplateName, TuneRule, part_pattern
+from medmvl.model.config import PARTS, ModelConfig, TemplateName, TuneRule, matches, part_pattern, tune_pattern
 
 RECIPES = shipped.PACKAGE / "recipes"
 PartPattern = Annotated[str, AfterValidator(part_pattern)]
+TunePattern = Annotated[str, AfterValidator(tune_pattern)]
 
 
 class Data(Strict):
@@ -81,7 +81,7 @@ class Stage(Strict):
     questions_per_image: int = Field(
         8, ge=1, description="samples of one image that may share a row; the rest come later"
     )
-    tune: dict[PartPattern, TuneRule] = Field(min_length=1, description="part pattern -> rule; not named = frozen")
+    tune: dict[TunePattern, TuneRule] = Field(min_length=1, description="part pattern -> rule; not named = frozen")
     template: TemplateName | None = Field(None, description="instead of the model's template, for this stage")
     warmup: float = Field(0.03, ge=0, description="share of the steps, or their number from 1 on; then cosine to zero")
     weight_decay: float = Field(0.0, ge=0)
@@ -200,13 +200,9 @@ def _across(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     if isinstance(recomputed, list):
         named += [(("run", "activation_checkpointing", i), pattern) for i, pattern in enumerate(recomputed)]
     for keys, pattern in named:
-        if _matches(PARTS, pattern) and not _matches(parts, pattern):
+        if isinstance(pattern, str) and matches(PARTS, pattern) and not matches(parts, pattern):
             hint = choices_text(pattern, parts, "parts")
             yield _mistake(keys, pattern, f"matches no part of this model; {hint}. Remove it, or add the tower")
-
-
-def _matches(parts: Iterable[str], pattern: object) -> bool:
-    return isinstance(pattern, str) and any(fnmatchcase(part, pattern) for part in parts)
 
 
 def _mistake(keys: tuple[str | int, ...], given: object, message: str) -> InitErrorDetails:
