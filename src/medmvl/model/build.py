@@ -1,0 +1,113 @@
+"""Assembles a vision-language model from its settings: LLM, encoders, connectors, tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from medmvl.model.config import TOWERS, ModelConfig, TowerConfig, Weights
+from medmvl.model.connectors import build_connector
+from medmvl.model.encoders.hf import HFEncoder
+from medmvl.model.encoders.table import build_encoder
+from medmvl.model.llm import load_llm
+from medmvl.model.source import SourceError, folder
+from medmvl.model.vlm import VLM, Tower
+
+
+class Built(NamedTuple):
+    """What building gives.
+
+    Attributes:
+        model: in eval mode.
+        tokenizer: the LLM's own; None on the meta device when it is not on this machine.
+        config: the same settings, but naming no folder or hub any more: every architecture and spec is inside.
+    """
+
+    model: VLM
+    tokenizer: PreTrainedTokenizerBase | None
+    config: ModelConfig
+
+
+def build(
+    config: ModelConfig,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Built:
+    """Build a model; what has no weights yet (connectors, bare architectures) is drawn from torch's global generator.
+
+    Args:
+        config: what it is made of.
+        device: where it goes. "meta" builds shapes only and reads no weights: of hub names whose dimensions ship,
+            it needs no network.
+        dtype: of all weights.
+        tokenizer: to use instead of the one that the settings name.
+
+    Raises:
+        SourceError, EncoderError, ConnectorError, LookupNameError: what does not exist or does not fit, and what to do.
+    """
+    meta = torch.device(device).type == "meta"
+    llm_config = config.llm
+    tokenizer = tokenizer or _tokenizer(config, meta)
+    llm = load_llm(llm_config.path or llm_config.architecture, dtype=dtype, device=device)
+    width = llm.get_input_embeddings().embedding_dim
+    # Towers are drawn on the CPU, whatever the device, so that a seed means the same weights everywhere.
+    with torch.device("meta" if meta else "cpu"):
+        towers = {name: _tower(name, tower, width, meta) for name, tower in config.towers.items()}
+    model = VLM(llm, towers).to(device=device, dtype=dtype).eval()
+    return Built(model, tokenizer, _self_contained(config, model))
+
+
+def _tower(name: str, config: TowerConfig, width: int, meta: bool) -> Tower:
+    encoder = build_encoder(config, weights=not meta, where=f"encoder of tower {name!r}")
+    connector = build_connector(
+        config.connector,
+        encoder.token_grid,
+        encoder.width,
+        width,
+        config.connector_options,
+        where=f"connector of tower {name!r}",
+    )
+    return Tower(encoder, connector, config.placeholder or TOWERS[name])
+
+
+def _tokenizer(config: ModelConfig, meta: bool) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer that the settings name; on the meta device only one that is already on this machine."""
+    name = config.llm.tokenizer or config.llm.path
+    if name is None:
+        if meta:
+            return None
+        raise SourceError("llm: an architecture brings no tokenizer; name a folder or hub name as `llm.tokenizer`")
+    source = name if meta else folder(name, "llm.tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if meta and not Path(name).is_dir():
+            return None
+        raise SourceError(
+            f"llm.tokenizer: {source} holds no tokenizer that transformers can read "
+            f"({str(error).splitlines()[0]}); name another folder or hub name as `llm.tokenizer`"
+        ) from error
+
+
+def _self_contained(config: ModelConfig, model: VLM) -> ModelConfig:
+    """Return the settings with every path replaced by the architecture that was found there."""
+    towers: dict[str, TowerConfig] = {}
+    for name, tower in config.towers.items():
+        encoder = model.towers[name].encoder
+        update: dict[str, Any] = {"spec": encoder.spec.model_dump(mode="json")}
+        if isinstance(encoder, HFEncoder):
+            update["encoder"] = Weights(architecture=_architecture(encoder.model.config))
+        towers[name] = tower.model_copy(update=update)
+    llm = config.llm.model_copy(
+        update={"path": None, "tokenizer": None, "architecture": _architecture(model.llm.config)}
+    )
+    return config.model_copy(update={"llm": llm, "towers": towers})
+
+
+def _architecture(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return a transformers config as plain JSON, defaults included, without the place it came from."""
+    fields = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in fields.items() if key not in ("_name_or_path", "name_or_path")}
