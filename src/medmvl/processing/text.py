@@ -63,10 +63,12 @@ class TextEncoder:
         built: dict[str, Tokenizer] = {}
         self._tokenizers: dict[Place, Tokenizer] = {}
         for place in ("start", "segment", "continuation"):
-            text = json.dumps({**spec, **{key: _placed(spec[key], place) for key in ("normalizer", "pre_tokenizer")}})
-            if text not in built:
-                built[text] = Tokenizer.from_str(text)
-            self._tokenizers[place] = built[text]
+            rules = {key: _placed(spec[key], place) for key in ("normalizer", "pre_tokenizer")}
+            # Most tokenizers treat all places alike; a copy with 150,000 entries takes a second to build.
+            key = json.dumps(rules)
+            if key not in built:
+                built[key] = Tokenizer.from_str(json.dumps({**spec, **rules}))
+            self._tokenizers[place] = built[key]
         self._cache: dict[tuple[str, Place], list[int]] = {}
 
     def encode(self, text: str, place: Place) -> list[int]:
@@ -104,6 +106,8 @@ def _renamed(model: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     vocabulary = model["vocab"]
     if isinstance(vocabulary, list):
         return {**model, "vocab": [[names.get(piece, piece), score] for piece, score in vocabulary]}
+    if names.keys().isdisjoint(vocabulary):
+        return model
     renamed = {**model, "vocab": {names.get(piece, piece): token_id for piece, token_id in vocabulary.items()}}
     if "unk_token" in model:
         renamed["unk_token"] = names.get(model["unk_token"], model["unk_token"])
