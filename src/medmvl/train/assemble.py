@@ -1,0 +1,311 @@
+"""From a recipe to what a loop needs: the bundle to start from, the data of a stage, the module that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medmvl.bundle import STATE, Bundle
+from medmvl.data.mixture import Mixture
+from medmvl.data.store import SampleStore, find_source
+from medmvl.model import tune
+from medmvl.model.build import build
+from medmvl.model.config import ModelConfig
+from medmvl.model.vlm import VLM
+from medmvl.processing.processor import Processor
+from medmvl.train.feed import ChatPreparer, Refusal, held_out
+from medmvl.train.images import Picture, PicturePreparer, Shuffled, gather_pictures, once
+from medmvl.train.objectives import BOX, Contrast, ContrastTargets, Heads, HeadTargets, Objective, find_classes
+from medmvl.train.recipe import Data, Recipe, Run, Stage
+
+EXTRA = "objective."
+"""Prefix, in checkpoints, of weights that serve one stage only and are no part of the bundle."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all, and how the model is spread.
+
+    Attributes:
+        rank, world: this process among all.
+        sharded: whether every rank must call every module equally often, frozen ones too (FSDP2, ZeRO-3).
+    """
+
+    rank: int
+    world: int
+    sharded: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage made ready, on the CPU, nothing spread yet.
+
+    Attributes:
+        objective: module and data.
+        groups: for the optimizer: {"part", "lr", "params"}.
+        names: parameter or buffer of the module -> its name in checkpoints (that in the bundle's model, or EXTRA + own).
+    """
+
+    objective: Objective
+    groups: tuple[dict[str, Any], ...]
+    names: Mapping[str, str]
+
+
+def start_bundle(recipe: Recipe) -> Bundle:
+    """Return the bundle a run starts from: built, or read from `init_from`, or built with the parts of `init_from`.
+
+    Raises:
+        ValueError: `init_from` leads to no bundle, or shares no part with the model.
+    """
+    source = None if recipe.init_from is None else Bundle.load(find_bundle(recipe.init_from))
+    if recipe.model is None and source is not None:
+        source.processor = stage_processor(source.processor, None, recipe.run.max_tokens)
+        return source
+    bundle = Bundle.build(recipe.model or ModelConfig.model_validate({}), max_tokens=recipe.run.max_tokens)
+    if source is not None:
+        take_parts(bundle.model, source.model, str(recipe.init_from))
+    return bundle
+
+
+def find_bundle(name: str) -> Path:
+    """Return the folder of a bundle, given itself or its run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for folder in (Path(name), Path(name) / "bundle", Path("runs") / name / "bundle"):
+        if (folder / STATE).is_file():
+            return folder
+    raise ValueError(f"init_from: {name!r} is no bundle, nor a run with one; looked in {name}, {name}/bundle, runs/{name}/bundle")
+
+
+def take_parts(model: VLM, source: VLM, where: str) -> None:
+    """Copy the weights of the parts that both models have, adapters included.
+
+    Raises:
+        ValueError: no part in common, or one that is built differently.
+    """
+    have, given = tune.parts(model), tune.parts(source)
+    shared = [part for part in given if part in have]
+    if not shared:
+        raise ValueError(f"init_from: {where} has the parts {', '.join(given)}, the model {', '.join(have)}: none in common")
+    tune.restore(model, {part: kinds for part, kinds in tune.adapters(source).items() if part in shared})
+    for part in shared:
+        weights = given[part].state_dict()
+        own = have[part].state_dict()
+        wrong = sorted(name for name in {*weights, *own} if name not in weights or name not in own or weights[name].shape != own[name].shape)
+        if wrong:
+            raise ValueError(f"init_from: {part} of {where} is built differently ({', '.join(wrong[:3])}); give it the same settings")
+        have[part].load_state_dict(weights)
+
+
+def rebuild(bundle: Bundle, adapters: Mapping[str, Any]) -> VLM:
+    """Return a model like the bundle's on the CPU, with random weights: what a sharded stage's weights return to."""
+    model = build(bundle.config, tokenizer=bundle.processor.tokenizer).model
+    tune.restore(model, adapters)
+    return model
+
+
+def stage_processor(processor: Processor, template: str | None, max_tokens: int) -> Processor:
+    """Return a processor with another template (None: the same) and length."""
+    return Processor(
+        processor.tokenizer,
+        template or processor.template,
+        processor.towers,
+        max_tokens=max_tokens,
+        box_format=processor.box_format,
+        shorten=processor.shorten,
+    )
+
+
+def open_stores(data: Sequence[Data], run: Run) -> list[SampleStore]:
+    """Open the sources of a mixture.
+
+    Raises:
+        StoreError: a source, split or task that does not exist, with all known names.
+    """
+    stores = []
+    for one in data:
+        source = find_source(one.source, run.data_roots)
+        wanted = source.tasks if one.tasks is None else tuple(one.tasks)
+        stores.append(SampleStore(source.folder, one.split, wanted, roots=run.data_roots))
+    return stores
+
+
+def plan_stage(
+    stage: Stage,
+    index: int,
+    bundle: Bundle,
+    run: Run,
+    table: tune.TuningTable,
+    place: Place,
+    refuse: Callable[[Refusal], None],
+) -> Plan:
+    """Make a stage ready.
+
+    Args:
+        stage, index: what it does, and which one it is.
+        bundle: its model has been tuned for this stage.
+        run: of the recipe.
+        table: what learns.
+        place: this process among all.
+        refuse: told of samples that cannot be read while pictures are gathered.
+
+    Raises:
+        ValueError: data or model do not fit the objective.
+    """
+    if stage.objective == "chat":
+        objective: Objective = _chat(stage, index, bundle, run, place)
+    else:
+        objective = _pictures(stage, index, bundle, run, table, place, refuse)
+    known = {id(tensor): name for name, tensor in _named(bundle.model)}
+    names = {name: known.get(id(tensor), EXTRA + name) for name, tensor in _named(objective.module)}
+    inside = {id(parameter) for parameter in objective.module.parameters()}
+    outside = [group["part"] for group in table.groups if any(id(one) not in inside for one in group["params"])]
+    if outside:
+        raise ValueError(f"stage {stage.name}: objective {stage.objective} does not train {', '.join(outside)}; remove it from `tune`")
+    extra = [parameter for name, parameter in objective.module.named_parameters() if names[name].startswith(EXTRA)]
+    groups = [dict(group) for group in table.groups]
+    if extra:
+        groups.append({"part": stage.objective, "lr": max(group["lr"] for group in groups), "params": extra})
+    return Plan(objective, tuple(groups), names)
+
+
+def _named(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _chat(stage: Stage, index: int, bundle: Bundle, run: Run, place: Place) -> Objective:
+    model = bundle.model
+    processor = stage_processor(bundle.processor, stage.template, run.max_tokens)
+    needed = [
+        name
+        for name, tower in model.towers.items()
+        if place.sharded or any(parameter.requires_grad for parameter in tower.parameters())
+    ]
+    prepare = partial(
+        ChatPreparer,
+        processor=processor,
+        row_tokens=run.row_tokens,
+        packable=model.packable,
+        position_limit=model.position_limit,
+        towers=needed,
+        seed=(run.seed, index),
+        rank=place.rank,
+        world=place.world,
+    )
+    mixture = _mixture(stage.data, stage.questions_per_image, run, (run.seed, index))
+    objective = Objective(
+        model,
+        mixture,
+        prepare(
+            read=mixture.__getitem__,
+            drop_media=[one.media == "drop" for one in stage.data],
+            augmentation=stage.augmentation,
+        ),
+    )
+    if stage.validation is not None:
+        judged = _mixture(stage.validation.data, stage.questions_per_image, run, (0, 0))
+        objective.held_out = partial(held_out, judged, stage.validation.samples, stage.global_batch)
+        objective.held_out_preparer = prepare(
+            read=judged.__getitem__,
+            drop_media=[one.media == "drop" for one in stage.validation.data],
+            augmentation=None,
+        )
+    return objective
+
+
+def _mixture(data: Sequence[Data], questions_per_image: int, run: Run, seed: tuple[int, int]) -> Mixture:
+    stores = open_stores(data, run)
+    weighted = [(store, one.weight) for store, one in zip(stores, data, strict=True)]
+    return Mixture(weighted, questions_per_image=questions_per_image, seed=seed[0] * 1009 + seed[1])
+
+
+def _pictures(
+    stage: Stage,
+    index: int,
+    bundle: Bundle,
+    run: Run,
+    table: tune.TuningTable,
+    place: Place,
+    refuse: Callable[[Refusal], None],
+) -> Objective:
+    name = _tower_of(stage, table)
+    encoder = bundle.model.towers[name].encoder
+    pictures = _gather(stage.data, stage, run, refuse)
+    judged = _gather(stage.validation.data, stage, run, refuse) if stage.validation else []
+    targets: HeadTargets | ContrastTargets
+    if stage.objective == "heads":
+        classes = find_classes(pictures)
+        box = len(encoder.spec.size) == 2 and any(picture.box is not None for picture in pictures)
+        module: nn.Module = Heads(encoder, encoder.width, classes, box)
+        targets = HeadTargets(classes, box, encoder.spec)
+        score_names: tuple[str, ...] = (*classes, *((BOX,) if box else ()))
+    else:
+        module = Contrast(encoder, encoder.width, bundle.model.llm.get_input_embeddings())
+        targets = ContrastTargets(bundle.processor.tokenizer, run.max_tokens)
+        score_names = ("retrieval",)
+    micro = None if stage.objective == "contrastive" else max(1, run.row_tokens // encoder.num_tokens)
+    prepare = partial(
+        PicturePreparer,
+        targets=targets,
+        tower=name,
+        spec=encoder.spec,
+        num_tokens=encoder.num_tokens,
+        micro_batch=micro,
+        rank=place.rank,
+        world=place.world,
+        seed=(run.seed, index),
+    )
+    order = Shuffled(pictures, (run.seed, index))
+    objective = Objective(
+        module, order, prepare(pictures=pictures, augmentation=stage.augmentation), score_names=score_names
+    )
+    if stage.validation is not None:
+        count = min(stage.validation.samples, len(judged))
+        objective.held_out = partial(once, count, stage.global_batch)
+        objective.held_out_preparer = prepare(pictures=judged, augmentation=None)
+    return objective
+
+
+def _tower_of(stage: Stage, table: tune.TuningTable) -> str:
+    towers = sorted({group["part"].split(".")[0] for group in table.groups if "." in group["part"]})
+    if len(towers) != 1:
+        raise ValueError(
+            f"stage {stage.name}: objective {stage.objective} trains the encoder of one tower; "
+            f"`tune` names {', '.join(group['part'] for group in table.groups)}"
+        )
+    return towers[0]
+
+
+def _gather(data: Sequence[Data], stage: Stage, run: Run, refuse: Callable[[Refusal], None]) -> list[Picture]:
+    if any(one.weight != 1 or one.media == "drop" for one in data):
+        raise ValueError(f"stage {stage.name}: objective {stage.objective} shows every picture once per epoch: no weight, no media: drop")
+    pictures = gather_pictures(open_stores(data, run), refuse)
+    if stage.objective == "contrastive":
+        pictures = [picture for picture in pictures if picture.texts]
+    if not pictures:
+        raise ValueError(f"stage {stage.name}: objective {stage.objective} found no sample with exactly one picture")
+    return pictures
+
+
+def store_frozen_small(model: VLM, stages: Sequence[Stage], trained: set[str]) -> None:
+    """Store in bf16, in place, what no stage ever trains in full; adapters and weights in `trained` stay float32."""
+    for part, module in tune.parts(model).items():
+        rules = [rule for stage in stages for pattern, rule in stage.tune.items() if _touches(part, pattern)]
+        if all(rule.mode != "full" for rule in rules):
+            own = {id(parameter) for name, parameter in model.named_parameters() if name in trained}
+            for parameter in module.parameters():
+                if parameter.is_floating_point() and not parameter.requires_grad and id(parameter) not in own:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _touches(part: str, pattern: str) -> bool:
+    return fnmatchcase(part, pattern) or pattern.startswith(f"{part}.")
