@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--patients", type=int, default=400)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     begin = time.perf_counter()
     load_atlas(_blur(arguments.size))

@@ -102,7 +102,7 @@ def write_samples(folder: str | Path, samples: Iterable[Sample], *, name: str, v
     """
     folder = Path(folder).absolute()
     writers = _write_rows(folder, samples)
-    former = _read_manifest(folder).get("splits", {})
+    former = read_manifest(folder).get("splits", {})
     for split, writer in writers.items():
         writer.index().save(folder / f"{split}.index.npz", writer.digest.hexdigest())
     manifest = {
@@ -174,23 +174,25 @@ def read_annotations(path: str | Path, root: str | Path | Sequence[str | Path], 
         StoreError: names the file and line of broken JSON.
         SampleError: a sample is wrong.
     """
-    path = Path(path)
-    with _open(path) as file:
-        first = next((line for line in file if line.strip()), b"")
-    if first.lstrip().startswith(b"["):
-        try:
-            rows = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise StoreError(f"{path}: not valid JSON: {error}") from None
-        places = [f"item {number} of {path}" for number in range(len(rows))]
-    else:
-        with path.open("rb") as file:
-            lines = [(number, line) for number, line in enumerate(file, start=1) if line.strip()]
-        rows = (_decode(line, f"{path}:{number}") for number, line in lines)
-        places = [f"{path}:{number}" for number, _ in lines]
-    for place, row in zip(places, rows, strict=True):
+    for row, place in _annotation_rows(Path(path)):
         sample = _sample(row, root, place)
         yield sample if sample.split or not split else sample.model_copy(update={"split": split})
+
+
+def _annotation_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yield each row with the place where it stands."""
+    with _open(path) as file:
+        first = next((line for line in file if line.strip()), b"")
+        file.seek(0)
+        if not first.lstrip().startswith(b"["):
+            places = ((line, f"{path}:{number}") for number, line in enumerate(file, start=1))
+            yield from ((_decode(line, place), place) for line, place in places if line.strip())
+            return
+        try:
+            rows = json.load(file)
+        except ValueError as error:
+            raise StoreError(f"{path}: not valid JSON: {error}") from None
+    yield from ((row, f"item {number} of {path}") for number, row in enumerate(rows))
 
 
 class SampleStore(Sequence[Sample]):
@@ -222,7 +224,7 @@ class SampleStore(Sequence[Sample]):
         roots: Sequence[str | Path] = (),
     ) -> None:
         self.folder, self.split, self.path = _locate(Path(folder), split)
-        self.manifest = _read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
         self._roots = (self.folder, *map(Path, roots))
         self.hash = _file_hash(self.path)
         recorded = self.manifest.get("splits", {}).get(self.split, {}).get("sha256", self.hash)
@@ -324,7 +326,7 @@ def _stores(roots: Sequence[str | Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in map(Path, roots):
         if _is_store(root):
-            found.setdefault(_read_manifest(root).get("name") or root.name, root)
+            found.setdefault(read_manifest(root).get("name") or root.name, root)
         for folder in sorted(root.iterdir()) if root.is_dir() else []:
             if _is_store(folder):
                 found.setdefault(folder.name, folder)
@@ -339,7 +341,7 @@ def _is_store(path: Path) -> bool:
 
 def _tasks(folder: Path) -> list[str]:
     """Return the tasks of all splits."""
-    splits = _read_manifest(folder).get("splits")
+    splits = read_manifest(folder).get("splits")
     if splits:
         return sorted({task for entry in splits.values() for task in entry["tasks"]})
     return sorted({task for file in folder.glob("*.jsonl") for task in SampleStore(file).task_names})
@@ -358,7 +360,12 @@ def _locate(path: Path, split: str) -> tuple[Path, str, Path]:
     return path, split, file
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return what `write_samples` noted about a store, {} where there is no manifest.
+
+    Raises:
+        StoreError: the manifest is broken.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         return {}

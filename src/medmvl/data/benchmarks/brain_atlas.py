@@ -8,14 +8,12 @@ Pictures follow the radiological convention: the patient's right is on the left-
 pictures, anterior on the left-hand side of sagittal ones. Sides are always the patient's.
 """
 
-import json
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,7 +24,7 @@ from medmvl.core.schema import Sample
 from medmvl.data.benchmarks.atlas import load_atlas
 from medmvl.data.benchmarks.questions import SOURCE, questions
 from medmvl.data.benchmarks.render import FIELD_OF_VIEW, PLANES, make_patient, make_study
-from medmvl.data.store import MANIFEST, StoreError, write_samples
+from medmvl.data.store import StoreError, read_manifest, write_samples
 
 VERSION = "1.0"
 LICENCE = (
@@ -84,7 +82,7 @@ def build(
         (fresh / "images").mkdir()
         write_samples(
             fresh,
-            _samples(fresh, request, workers or len(os.sched_getaffinity(0))),
+            _samples(fresh, request, workers or _cores()),
             name=SOURCE,
             version=VERSION,
             licence=LICENCE,
@@ -94,6 +92,11 @@ def build(
             millimetres_per_pixel=FIELD_OF_VIEW / size,
         )
     return out
+
+
+def _cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check(**ranges: tuple[int, int, int]) -> None:
@@ -106,9 +109,7 @@ def _is_built(out: Path, request: dict[str, int]) -> bool:
     """Say whether `out` holds what is asked for; refuse a folder that holds anything but a former benchmark."""
     if not out.exists():
         return False
-    manifest: dict[str, Any] = {}
-    if (out / MANIFEST).is_file():
-        manifest = json.loads((out / MANIFEST).read_bytes())
+    manifest = read_manifest(out)
     if manifest.get("name") != SOURCE and (not out.is_dir() or any(out.iterdir())):
         raise StoreError(f"{out} holds something other than Brain-Atlas-VQA, and is left alone; choose another folder")
     return manifest.get("build") == request and manifest.get("version") == VERSION
