@@ -1,32 +1,19 @@
 """Every LLM family of the table gives packed exactly what it gives one sample at a time: loss and gradients."""
 
-import copy
 import json
 import zlib
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import transformers
-from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from medmvl.model import attention, families
-from medmvl.model.vlm import VLM, Tower
 from medmvl.processing.collate import collate
-from medmvl.processing.encoded import IGNORE, Branch, Encoded
 from medmvl.processing.pack import Row, alone, pack, shared
+from tiny_vlm import WINDOWED, pixels, samples, tiny_config, tiny_vlm
 
-torch.set_num_threads(1)  # tiny tensors: more threads only get in each other's way
-
-VOCABULARY, TOKEN, TOKENS = 61, 999, 4  # a placeholder beyond the embedding rows, which stands for 4 tokens
-WINDOWED = ["full_attention", "sliding_attention"]
-NEEDED = {
-    "deepseek_v2": {"num_experts_per_tok": 2},
-    "hunyuan_v1_dense": {"head_dim": 8},
-    "ministral": {"head_dim": 8, "layer_types": WINDOWED},
-}
 WINDOWS = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "layer_types": WINDOWED},
     "qwen3": {"use_sliding_window": True, "sliding_window": 5, "layer_types": WINDOWED},
@@ -37,50 +24,7 @@ WINDOWS = {
     "qwen3_moe": {"use_sliding_window": True, "sliding_window": 5},
     "starcoder2": {"sliding_window": 5},
 }
-CASES = [(name, NEEDED.get(name, {})) for name in sorted(families.VERIFIED)] + sorted(WINDOWS.items())
-
-
-def tiny_config(family, changes):
-    return families.tiny(AutoConfig.for_model(family), **{"initializer_range": 0.2, **changes})
-
-
-def tiny_vlm(config, implementation, seed=0):
-    torch.manual_seed(seed)
-    llm = AutoModelForCausalLM.from_config(
-        copy.deepcopy(config), dtype=torch.float32, attn_implementation=implementation
-    )
-    connector = nn.Linear(6, config.hidden_size)
-    connector.num_tokens = TOKENS
-    return VLM(llm, {"image": Tower(nn.Tanh(), connector, "<image>")}).eval()
-
-
-def samples(seed):
-    """Text-only, one-image, two-image and multi-turn samples, several about the same images."""
-    rng = np.random.default_rng(seed)
-    media = {key: SimpleNamespace(tower="image", key=key, token=TOKEN, num_tokens=TOKENS) for key in "abc"}
-
-    def words(count):
-        return rng.integers(3, VOCABULARY, count).tolist()
-
-    header, found = words(3), []
-    for number, (keys, turns) in enumerate(
-        [("a", 1), ("a", 2), ("a", 1), ("", 1), ("bc", 1), ("bc", 2), ("c", 1), ("", 3), ("a", 1)]
-    ):
-        ids = list(header)
-        for key in keys:
-            ids += [TOKEN] * media[key].num_tokens
-        labels = [IGNORE] * len(ids)
-        for _ in range(turns):
-            question, answer = words(rng.integers(1, 5)), words(rng.integers(1, 9))
-            ids += question + answer
-            labels += [IGNORE] * len(question) + answer
-        branch = Branch(np.array(ids, np.int32), np.array(labels, np.int32), len(keys))
-        found.append(Encoded(str(number), (branch,), tuple(media[key] for key in keys), None))
-    return found
-
-
-def pixels(medium):
-    return np.random.default_rng(ord(medium.key)).standard_normal((TOKENS, 6)).astype(np.float32)
+CASES = [(name, {}) for name in sorted(families.VERIFIED)] + sorted(WINDOWS.items())
 
 
 def run(model, rows):

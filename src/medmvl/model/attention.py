@@ -34,6 +34,7 @@ class Reach:
         self.distance = distance
         self._masks: dict[int | None, Tensor] = {}
 
+    @torch.inference_mode(False)  # masks and plans outlive the call that made them, and may be trained with later
     def mask(self, window: int | None) -> Tensor:
         """Return the boolean mask, True where seen, under a sliding window of so many positions (None: no window)."""
         if window not in self._masks:
@@ -86,6 +87,7 @@ class _Block:
 class _Plan:
     """The calls that attention over one packed row takes, with their index tensors on one device."""
 
+    @torch.inference_mode(False)
     def __init__(self, layout: Layout, device: torch.device) -> None:
         numbers = {(s.start, s.end): number for number, s in enumerate(layout.segments)}
         families: dict[int | None, list[Segment]] = {}
@@ -256,9 +258,17 @@ def gather_cache(cache: DynamicCache, tokens: Tensor) -> DynamicCache:
     """
     gathered = DynamicCache()
     for number, layer in enumerate(cache.layers):
-        for_keys, for_values = (x[0].transpose(0, 1)[tokens].transpose(1, 2) for x in (layer.keys, layer.values))
-        gathered.update(for_keys.contiguous(), for_values.contiguous(), number)
+        keys, values = (x[0].transpose(0, 1)[tokens].transpose(1, 2) for x in (layer.keys, layer.values))
+        gathered.update(keys.contiguous(), values.contiguous(), number)
     return gathered
+
+
+def join_caches(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """Return one cache with the lines of several, all as long as each other."""
+    joined = DynamicCache()
+    for number, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        joined.update(torch.cat([x.keys for x in layers]), torch.cat([x.values for x in layers]), number)
+    return joined
 
 
 def _no_mask(attention_mask: Tensor | None = None, **kwargs: object) -> None:
