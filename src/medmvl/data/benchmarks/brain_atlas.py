@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -124,8 +125,9 @@ def _samples(folder: Path, request: dict[str, int], workers: int) -> Iterator[Sa
         return
     # Forked workers inherit the atlas; spawned ones (elsewhere than on Linux) read it on their first patient.
     method = "fork" if sys.platform == "linux" else "spawn"
-    with multiprocessing.get_context(method).Pool(workers) as pool:
-        results = pool.imap(work, numbers, chunksize=8)
+    # An executor, for it reports a worker that was killed; a Pool would wait for it without end.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
+        results = pool.map(work, numbers, chunksize=8)
         yield from (sample for samples in _progress(results, len(numbers)) for sample in samples)
 
 
