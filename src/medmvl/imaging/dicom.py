@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -9,9 +11,22 @@ from typing import Any, BinaryIO
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, pixel_array
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
 
 from medmvl.core.log import get_logger
 from medmvl.imaging.picture import ImageError, Lut, Picture, Window, check_pixels, choose_frame
@@ -29,6 +44,8 @@ _ELEMENTS = [
     *(f"{color}PaletteColorLookupTable{part}" for color in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")),
     *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
 ]  # fmt: skip
+_JPEG_BY_PILLOW = (JPEGBaseline8Bit, JPEG2000, JPEG2000Lossless)
+_JPEG_BY_GDCM = (JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
 _PIXELS = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
 
 
@@ -46,18 +63,22 @@ def read_dicom(path: Path, frame: int | None) -> Picture:
     try:
         with path.open("rb") as file:
             header = _read_header(path, file)
+            pixels_at = file.tell()
             _check_picture(path, header)
             index = choose_frame(path, int(header.get("NumberOfFrames") or 1), frame)
             check_pixels(path, int(header.Rows), int(header.Columns))
-            stored = _decode(path, file, header, index)
+            stored = _decode(path, file, header, index, pixels_at)
+        stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
         return _to_picture(path, header, stored, index)
     except ImageError:
         raise
     except OSError as error:
         raise ImageError(path, f"could not be read ({error}); get the file again") from error
-    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, NotImplementedError) as error:
-        # pydicom converts elements on use, so a malformed one can fail anywhere above.
-        raise ImageError(path, f"a DICOM element is missing or malformed ({error}); repair the header") from error
+    except Exception as error:
+        # pydicom converts elements on use, so a malformed one can fail anywhere above, in many ways.
+        raise ImageError(
+            path, f"a DICOM element is missing or malformed ({_reason(error)}); repair the header"
+        ) from None
 
 
 def _read_header(path: Path, file: BinaryIO) -> Dataset:
@@ -66,7 +87,8 @@ def _read_header(path: Path, file: BinaryIO) -> Dataset:
     except InvalidDicomError:
         pass
     except Exception as error:
-        raise ImageError(path, f"its DICOM header is damaged or cut off ({error}); get the file again") from error
+        reason = _reason(error)
+        raise ImageError(path, f"its DICOM header is damaged or cut off ({reason}); get the file again") from None
     # Old files have no preamble: they start with an element of group 2 or 8.
     file.seek(0)
     if file.read(2) not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
@@ -75,7 +97,7 @@ def _read_header(path: Path, file: BinaryIO) -> Dataset:
     try:
         return dcmread(file, stop_before_pixels=True, specific_tags=_ELEMENTS, force=True)
     except Exception as error:
-        raise ImageError(path, f"is no readable DICOM file ({error}); get the file again") from error
+        raise ImageError(path, f"is no readable DICOM file ({_reason(error)}); get the file again") from None
 
 
 def _check_picture(path: Path, header: Dataset) -> None:
@@ -86,33 +108,79 @@ def _check_picture(path: Path, header: Dataset) -> None:
     raise ImageError(path, f"is a DICOM file without a picture ({kind}); leave it out of the samples")
 
 
-def _decode(path: Path, file: BinaryIO, header: Dataset, index: int) -> np.ndarray:
+def _decode(path: Path, file: BinaryIO, header: Dataset, index: int, pixels_at: int) -> np.ndarray:
     """Return the stored values of one frame, [H, W] or [H, W, 3]; YBR_FULL is RGB already."""
     meta = getattr(header, "file_meta", None) or FileMetaDataset()
-    syntax = meta.get("TransferSyntaxUID") or _syntax_of(header)
+    syntax = UID(meta.get("TransferSyntaxUID") or _syntax_of(header))
+    if syntax in _JPEG_BY_GDCM:
+        _check_codestream(path, file, header, index, pixels_at)
+    several_deep = header.get("SamplesPerPixel", 1) > 1 and header.BitsAllocated > 8
+    # Pillow where it can: a damaged codestream makes it raise, where gdcm may end the process.
+    plugin = "pillow" if syntax in _JPEG_BY_PILLOW and not several_deep else ""
     try:
-        return pixel_array(file, index=index, transfer_syntax_uid=syntax)  # reads this frame only
+        # Reads this frame only.
+        return pixel_array(file, index=index, transfer_syntax_uid=syntax, decoding_plugin=plugin)
     except Exception as first:
         try:
             # A header that contradicts its transfer syntax is understood only by the parser of whole files.
             file.seek(0)
             whole = dcmread(file, specific_tags=[*_ELEMENTS, *_PIXELS], force=True)
             whole.file_meta = meta
-            meta.TransferSyntaxUID = UID(syntax)
-            return pixel_array(whole, index=index)
+            meta.TransferSyntaxUID = syntax
+            return pixel_array(whole, index=index, decoding_plugin=plugin)
         except Exception:  # gdcm, Pillow and pydicom raise many kinds for damaged pixel data
             raise ImageError(
                 path,
-                f"frame {index} cannot be decoded ({UID(syntax).name}: {_one_line(first)}); the file is cut off or "
-                "damaged, or its compression has no decoder here: convert it to Explicit VR Little Endian",
-            ) from first
+                f"frame {index} cannot be decoded ({syntax.name}: {_reason(first)}); the file is cut off or damaged, "
+                "or its compression has no decoder here: convert it to Explicit VR Little Endian",
+            ) from None
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _check_codestream(path: Path, file: BinaryIO, header: Dataset, index: int, pixels_at: int) -> None:
+    """Refuse a JPEG that contradicts the header: gdcm would end the process over it."""
+    file.seek(pixels_at + 12)  # tag, VR, two spare bytes, length
+    try:
+        frame = get_frame(file, index, number_of_frames=int(header.get("NumberOfFrames") or 1))
+    except Exception:
+        return  # the decoder says it better
+    stated = (int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel", 1)))
+    found = _jpeg_frame(frame)
+    if found is None or found[:3] != stated or not 2 <= found[3] <= int(header.BitsAllocated):
+        given = "no picture" if found is None else f"{found[:3]} and {found[3]} bits"
+        raise ImageError(
+            path,
+            f"frame {index} is damaged: its JPEG holds {given}, its header says {stated} (rows, columns, samples) in "
+            f"{header.BitsAllocated} bits; get the file again",
+        )
 
 
-def _syntax_of(header: Dataset) -> str:
+def _jpeg_frame(data: bytes) -> tuple[int, int, int, int] | None:
+    """Rows, columns, components and bits that a JPEG or JPEG-LS codestream states.
+
+    None when its markers do not lead to a start of frame and from there to a start of scan.
+    """
+    position, found = 2, None
+    while position + 9 < len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:  # fill, or a marker without a body
+            position += 1 if marker == 0xFF else 2
+            continue
+        if marker < 0xC0 or marker == 0xDA:  # no marker at all, or the start of the scan
+            return found if marker == 0xDA else None
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            bits, rows, columns, components = struct.unpack_from(">BHHB", data, position + 4)
+            found = rows, columns, components, bits
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line, without bytes of the file: they could hold a name."""
+    text = " ".join(str(error).split())[:300]
+    return type(error).__name__ if not text or re.search(r"\bb['\"]", text) else text
+
+
+def _syntax_of(header: Dataset) -> UID:
     """The transfer syntax of a file that does not state it, from how its header had to be parsed."""
     implicit, little = header.original_encoding
     if implicit:
