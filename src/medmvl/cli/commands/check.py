@@ -1,0 +1,245 @@
+"""`medmvl check`: a recipe run dry."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medmvl.cli.screen import console, new_app
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from medmvl.model.build import Built
+    from medmvl.train.recipe import Recipe, Stage
+    from medmvl.train.sources import Status
+
+app = new_app()
+_SAMPLES = 64  # encoded to count text tokens
+_GIB = 2**30
+
+
+@app.command()
+def check(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A shipped name (medmvl list recipes) or a YAML file.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices to estimate for; default: those visible.")] = None,
+) -> None:
+    r"""Run a recipe dry: find its data, build its shapes, print what learns, tokens, steps, memory. Starts nothing.
+
+    Needs no weights and no network for models whose dimensions ship (medmvl list encoders). Ends with an error when the
+    run could not start; data sets that shipped recipes name may be fetched later.
+
+    \b
+    medmvl check medm_vl_2d --devices 2
+    medmvl check my_recipe.yaml stages.align.global_batch=64
+    """
+    from medmvl.train.recipe import Recipe
+    from medmvl.train.sources import status
+
+    settings = Recipe.load(recipe, overrides or [])
+    screen = console()
+    found = [[status(data, settings.run.data_roots) for data in stage.data] for stage in settings.stages]
+    _print_data(screen, settings, found)
+    held_out = [status(d, settings.run.data_roots) for s in settings.stages if s.validation for d in s.validation.data]
+    built = _build(settings)
+    _print_model(screen, settings, built)
+    for stage, sources in zip(settings.stages, found, strict=True):
+        _print_stage(screen, settings, stage, sources, built, devices)
+    fatal = [one for one in (*(one for sources in found for one in sources), *held_out) if one.fatal]
+    if fatal:
+        lines = [f"{one.data.source} ({one.data.split}): {one.note}" for one in fatal]
+        raise ValueError("\n  ".join([f"{recipe} cannot run on this machine as it is", *lines]))
+    missing = sorted({one.data.source for sources in found for one in sources if one.store is None})
+    verdict = f"valid; before it can run, fetch: {', '.join(missing)}" if missing else "valid, and its data is here"
+    screen.print(f"{recipe}: {verdict}", soft_wrap=True)
+
+
+def _print_data(screen: "Console", recipe: "Recipe", found: Sequence[Sequence["Status"]]) -> None:
+    table = _table("stage", "source", "split", ">samples", ">an epoch takes", "where")
+    for stage, sources in zip(recipe.stages, found, strict=True):
+        for one, taken in zip(sources, _taken(stage, sources), strict=True):
+            count = f"{len(one.store):,}" if one.store else "-"
+            name = one.data.source + (f" {one.data.tasks}" if one.data.tasks else "")
+            text = " (text only)" if one.data.media == "drop" else ""
+            table.add_row(
+                stage.name, name + text, one.data.split, count, taken, one.note if one.store else f"[red]{one.note}"
+            )
+    screen.print("[bold]data[/bold]", f"(looked in {', '.join(recipe.run.data_roots)})")
+    screen.print(table)
+
+
+def _lengths(sources: Sequence["Status"]) -> list[int] | None:
+    """Return the samples of every source, or None when one is not at hand."""
+    stores = [one.store for one in sources]
+    return None if any(store is None for store in stores) else [len(store) for store in stores if store is not None]
+
+
+def _taken(stage: "Stage", sources: Sequence["Status"]) -> list[str]:
+    from medmvl.train.recipe import passes
+
+    lengths = _lengths(sources)
+    if lengths is not None:
+        return [f"{round(n * p):,}" for n, p in zip(lengths, passes(stage.data, lengths), strict=True)]
+    if stage.data[0].share is not None:
+        total = sum(data.share or 0 for data in stage.data)
+        return [f"{(data.share or 0) / total:.0%}" for data in stage.data]
+    return [f"{data.weight or 1:g} x all" for data in stage.data]
+
+
+def _build(recipe: "Recipe") -> "Built":
+    from medmvl.core.config import load
+    from medmvl.model.build import build
+    from medmvl.model.config import ModelConfig
+
+    model = recipe.model
+    if model is None:
+        from medmvl.bundle import read_config
+
+        model = read_config(str(recipe.init_from))
+    return build(load(ModelConfig, model.model_dump()), device="meta")
+
+
+def _print_model(screen: "Console", recipe: "Recipe", built: "Built") -> None:
+    from medmvl.model.tune import parts
+
+    table = _table("part", ">parameters", "is")
+    for part, module in parts(built.model).items():
+        table.add_row(part, f"{sum(p.numel() for p in module.parameters()):,}", _about(part, recipe, built))
+    total = sum(parameter.numel() for parameter in built.model.parameters())
+    table.add_row("[bold]total", f"[bold]{total:,}", "")
+    screen.print("\n[bold]model[/bold]")
+    screen.print(table)
+    screen.print(built.model.why_packable, soft_wrap=True)
+
+
+def _about(part: str, recipe: "Recipe", built: "Built") -> str:
+    tower, _, kind = part.partition(".")
+    settings = recipe.model
+    if not kind:
+        return settings.llm.label if settings else built.model.llm.config.model_type
+    module, config = built.model.towers[tower], built.config.towers[tower]
+    if kind == "connector":
+        options = "".join(f", {key} {value}" for key, value in config.connector_options.items())
+        return f"{config.connector}{options}: {module.num_tokens} tokens in the LLM"
+    name = settings.towers[tower].encoder.label if settings else type(module.encoder).__name__
+    size = " x ".join(map(str, module.encoder.spec.size))
+    return f"{name}, layer {config.layer}: {size} pixels, {module.encoder.num_tokens} tokens x {module.encoder.width}"
+
+
+def _print_stage(
+    screen: "Console",
+    recipe: "Recipe",
+    stage: "Stage",
+    sources: Sequence["Status"],
+    built: "Built",
+    devices: int | None,
+) -> None:
+    from medmvl.model import tune
+
+    table = tune.apply(built.model, stage.tune)
+    screen.print(f"\n[bold]stage {stage.name}[/bold] ({stage.objective})")
+    screen.print(str(table), highlight=False, markup=False)
+    screen.print(_tokens(recipe, stage, sources, built), markup=False, soft_wrap=True)
+    screen.print(_steps(stage, sources), markup=False, soft_wrap=True)
+    learns = {
+        part: any(row.trainable for row in table.rows if row.part.startswith(part)) for part in tune.parts(built.model)
+    }
+    _print_memory(screen, recipe, built, learns, devices)
+
+
+def _tokens(recipe: "Recipe", stage: "Stage", sources: Sequence["Status"], built: "Built") -> str:
+    media = ", ".join(f"{tower.num_tokens} per {name}" for name, tower in built.model.towers.items()) or "no media"
+    head = f"tokens: {media}"
+    if stage.objective != "chat":
+        return f"{head}; text is not read in this stage"
+    if built.tokenizer is None:
+        return f"{head}; text not counted: the tokenizer is not on this machine"
+    stores = [one.store for one in sources if one.store is not None]
+    if not stores:
+        return f"{head}; text not counted: no data at hand"
+    counts = _counted(recipe, stage, sources, built)
+    if not counts:
+        return f"{head}; text not counted: none of the first samples fits in max_tokens {recipe.run.max_tokens}"
+    mean = sum(counts) / len(counts)
+    seen = f"{mean:.0f} in all, {max(counts)} at most, among {len(counts)} looked at"
+    return f"{head}; a sample has {seen} (limit {recipe.run.max_tokens})"
+
+
+def _counted(recipe: "Recipe", stage: "Stage", sources: Sequence["Status"], built: "Built") -> list[int]:
+    """Return the tokens of some samples of each source, media included; without shared images."""
+    from medmvl.core.schema import SampleError
+    from medmvl.processing.processor import Processor, TowerInput
+    from medmvl.train.feed import without_media
+
+    towers = {
+        name: TowerInput(tower.placeholder, name, tower.num_tokens, tower.encoder.spec)
+        for name, tower in built.model.towers.items()
+    }
+    template = stage.template or (recipe.model.template if recipe.model else built.config.template)
+    processor = Processor(built.tokenizer, template, towers, max_tokens=recipe.run.max_tokens)
+    counts: list[int] = []
+    for one in sources:
+        store = one.store or ()
+        for row in range(0, len(store), max(1, len(store) // _SAMPLES)):
+            try:
+                sample = store[row]
+                sample = without_media(sample) if one.data.media == "drop" else sample
+                counts.append(processor.encode(sample).num_tokens)
+            except SampleError:
+                continue
+    return counts
+
+
+def _steps(stage: "Stage", sources: Sequence["Status"]) -> str:
+    from medmvl.train.recipe import passes
+
+    lengths = _lengths(sources)
+    if stage.steps is not None:
+        return f"steps: {stage.steps:,} of {stage.global_batch} samples"
+    if lengths is None:
+        return f"steps: {stage.epochs} epochs, {stage.global_batch} samples a step; how many, the missing data decides"
+    epoch = sum(round(n * p) for n, p in zip(lengths, passes(stage.data, lengths), strict=True))
+    steps = math.ceil(epoch * (stage.epochs or 1) / stage.global_batch)
+    return f"steps: {steps:,} of {stage.global_batch} samples ({stage.epochs} epochs of {epoch:,})"
+
+
+def _print_memory(
+    screen: "Console", recipe: "Recipe", built: "Built", learns: Mapping[str, bool], devices: int | None
+) -> None:
+    import torch
+
+    from medmvl.train.estimate import memory
+
+    run = recipe.run
+    visible = max(1, torch.cuda.device_count())
+    number = devices or visible
+    bf16 = run.precision == "bf16" or (run.precision == "auto" and torch.cuda.is_available())
+    table = _table("strategy", ">weights", ">gradients", ">optimizer", ">activations", ">GiB per device")
+    for name, need in memory(built.model, learns, run.row_tokens, bf16, run.activation_checkpointing, number).items():
+        mark = "  <- this recipe" if name == run.strategy else ""
+        cells = (need.weights, need.gradients, need.optimizer, need.activations, need.total)
+        table.add_row(name + mark, *(f"{value / _GIB:.2f}" for value in cells))
+    many = "1 device" if number == 1 else f"{number} devices"
+    screen.print(
+        f"memory, estimated for {many}, rows of {run.row_tokens:,} tokens, {'bf16' if bf16 else 'fp32'}"
+        + (
+            ", activations recomputed in " + ", ".join(run.activation_checkpointing)
+            if run.activation_checkpointing
+            else ""
+        )
+    )
+    screen.print(table)
+
+
+def _table(*columns: str) -> Any:
+    """Return a plain table; a heading that starts with ">" is flush right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return table

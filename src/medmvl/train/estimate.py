@@ -1,0 +1,136 @@
+"""What a stage needs per device, in bytes: an estimate from shapes (the meta device will do) before it starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from medmvl.model.vlm import VLM
+
+STRATEGIES = ("single", "ddp", "fsdp2", "zero3")
+_MASTER, _MOMENTS, _HALF = 4, 8, 2  # bytes per value: fp32 weight or gradient, both moments of Adam, bf16
+_SUPERVISED = 4  # one token in so many carries a label
+_PROMPT = 64  # tokens of text that go with a medium
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, by what they hold."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all, without the CUDA context (about half a GiB) and fragmentation."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def memory(
+    model: VLM,
+    trainable: Mapping[str, bool],
+    row_tokens: int,
+    bf16: bool,
+    checkpointing: Sequence[str] = (),
+    devices: int = 1,
+) -> dict[str, Memory]:
+    """Return the memory per device of one stage under every strategy.
+
+    Weights that learn, their gradients and both moments of AdamW are fp32; bf16 is autocast, which keeps a bf16 copy of
+    each weight in use; frozen parts are stored in bf16. DDP holds the gradients twice (its buckets). FSDP2 and ZeRO-3
+    share all of it among the devices and gather a block at a time. Activations are those of one full row.
+
+    Args:
+        model: on any device, tuning applied.
+        trainable: part ("llm", "image.encoder") -> whether anything of it learns.
+        row_tokens: tokens per micro-step.
+        bf16: precision bf16 (else fp32).
+        checkpointing: patterns over the parts that recompute their activations.
+        devices: how many share the run.
+    """
+    learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    stored = learns * _MASTER + fixed * (_HALF if bf16 else _MASTER)
+    copies = learns * _HALF if bf16 else 0
+    in_use = 2 * max(_largest_block(model), _ends(model)) * (_HALF if bf16 else _MASTER)
+    gradients, moments = learns * _MASTER, learns * _MOMENTS
+    activations = _activations(model, trainable, row_tokens, bf16, checkpointing)
+    single = Memory(stored + copies, gradients, moments, activations)
+    ddp = Memory(stored + copies, 2 * gradients, moments, activations)
+    sharded = Memory(stored // devices + in_use, gradients // devices, moments // devices, activations)
+    return {"single": single, "ddp": ddp, "fsdp2": sharded, "zero3": sharded}
+
+
+def _activations(
+    model: VLM, trainable: Mapping[str, bool], row_tokens: int, bf16: bool, checkpointing: Sequence[str]
+) -> int:
+    """Bytes kept between forward and backward of one row, logits included."""
+    value = _HALF if bf16 else _MASTER
+    vocabulary = model.llm.get_input_embeddings().num_embeddings
+    # The logits, their fp32 copy and its gradient.
+    total = row_tokens // _SUPERVISED * vocabulary * (value + 2 * _MASTER)
+    total += _kept(model.llm, row_tokens, value, trainable["llm"], _matches("llm", checkpointing))
+    for name, tower in model.towers.items():
+        media = max(1, row_tokens // (tower.num_tokens + _PROMPT))
+        tokens = media * tower.encoder.num_tokens
+        encoder, connector = trainable[f"{name}.encoder"], trainable[f"{name}.connector"]
+        if encoder:  # below the lowest part that learns, nothing is kept
+            total += _kept(tower.encoder, tokens, value, True, _matches(f"{name}.encoder", checkpointing))
+        if encoder or connector:
+            total += _kept(tower.connector, tokens, value, connector, _matches(f"{name}.connector", checkpointing))
+    return total
+
+
+def _kept(module: nn.Module, tokens: int, value: int, learns: bool, recomputed: bool) -> int:
+    """Bytes that a module keeps for `tokens` tokens.
+
+    A linear layer or convolution that learns keeps its input, and what comes after keeps its output; a norm keeps its
+    input in fp32 and its output. Recomputing keeps the input of each block, and one block as if it were not recomputed.
+    The LLM's head is left out: it sees few tokens.
+    """
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+
+    def inside(part: nn.Module) -> int:
+        return tokens * sum(_per_token(one, value, learns) for one in part.modules() if one is not head)
+
+    blocks = _blocks(module)
+    if not recomputed or not blocks:
+        return inside(module)
+    widths = [one.in_features for one in blocks[0].modules() if isinstance(one, nn.Linear)]
+    inputs = len(blocks) * (widths[0] if widths else 0) * _MASTER * tokens
+    return inside(module) - sum(map(inside, blocks)) + max(map(inside, blocks)) + inputs
+
+
+def _per_token(module: nn.Module, value: int, learns: bool) -> int:
+    if isinstance(module, nn.Linear):
+        return (module.in_features * learns + module.out_features) * value
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        return (module.in_channels * learns + module.out_channels) * value
+    weight = getattr(module, "weight", None)
+    if "norm" in type(module).__name__.lower() and weight is not None:
+        return weight.numel() * (_MASTER + value)
+    return 0
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """Return the longest list of equal blocks (the transformer's layers)."""
+    lists = [list(part) for part in module.modules() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def _largest_block(model: VLM) -> int:
+    parts = [model.llm, *(tower.encoder for tower in model.towers.values())]
+    blocks = [block for part in parts for block in _blocks(part)]
+    return max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0)
+
+
+def _ends(model: VLM) -> int:
+    """Parameters of the embedding, which is gathered whole."""
+    return model.llm.get_input_embeddings().weight.numel()
+
+
+def _matches(part: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(part, pattern) for pattern in patterns)
