@@ -24,7 +24,7 @@ class Data(Strict):
     source: str = Field(min_length=1, description='"brain_atlas", one task "brain_atlas/side", or a folder of samples')
     split: str = "train"
     tasks: list[str] | None = Field(None, description="only these tasks; default all")
-    weight: float | None = Field(None, gt=0, description="passes over it per epoch; default 1")
+    weight: float = Field(1.0, gt=0, description="passes over it per epoch")
     share: float | None = Field(
         None, gt=0, description="instead of weight: its part of an epoch, relative to the others"
     )
@@ -36,7 +36,7 @@ def _one_measure(data: list[Data]) -> list[Data]:
     shared = [one.share is not None for one in data]
     if any(shared) and not all(shared):
         raise ValueError("give 'share' for every source of the mixture, or for none")
-    if any(one.weight is not None for one in data if one.share is not None):
+    if any(one.weight != 1 for one in data if one.share is not None):
         raise ValueError("a source takes 'weight' (passes per epoch) or 'share' (part of an epoch), not both")
     return data
 
@@ -52,7 +52,7 @@ def passes(data: Sequence[Data], lengths: Sequence[int]) -> list[float]:
         lengths: their samples. With shares an epoch is as long as all of them together.
     """
     if data[0].share is None:
-        return [1.0 if one.weight is None else one.weight for one in data]
+        return [one.weight for one in data]
     shares = [one.share or 0.0 for one in data]
     scale = sum(lengths) / sum(shares)
     return [share * scale / length for share, length in zip(shares, lengths, strict=True)]
@@ -111,6 +111,9 @@ class Run(Strict):
     seed: int = Field(0, ge=0)
     workers: int = Field(2, ge=0, description="processes that load data, per device; 0 = load in the loop")
     save_every: int = Field(500, ge=1, description="optimizer steps between two checkpoints")
+    max_refused: float = Field(
+        0.01, ge=0, le=1, description="share of a stage's samples that may be unusable before the run stops"
+    )
     keep_last: int = Field(2, ge=1, description="checkpoints that stay, beside the best one")
     log_every: int = Field(10, ge=1, description="optimizer steps between two lines of the log")
     trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=lambda: ["tensorboard"])

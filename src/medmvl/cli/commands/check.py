@@ -87,7 +87,7 @@ def _taken(stage: "Stage", sources: Sequence["Status"]) -> list[str]:
     if stage.data[0].share is not None:
         total = sum(data.share or 0 for data in stage.data)
         return [f"{(data.share or 0) / total:.0%}" for data in stage.data]
-    return [f"{data.weight or 1:g} x all" for data in stage.data]
+    return [f"{data.weight:g} x all" for data in stage.data]
 
 
 def _build(recipe: "Recipe") -> "Built":
