@@ -23,7 +23,7 @@ from medmvl.processing.processor import Processor
 from medmvl.train.feed import ChatPreparer, Refusal, held_out
 from medmvl.train.images import Picture, PicturePreparer, Shuffled, gather_pictures, once
 from medmvl.train.objectives import BOX, Contrast, ContrastTargets, Heads, HeadTargets, Objective, find_classes
-from medmvl.train.recipe import Data, Recipe, Run, Stage
+from medmvl.train.recipe import Data, Recipe, Run, Stage, passes
 
 EXTRA = "objective."
 """Prefix, in checkpoints, of weights that serve one stage only and are no part of the bundle."""
@@ -50,7 +50,7 @@ class Plan:
     Attributes:
         objective: module and data.
         groups: for the optimizer: {"part", "lr", "params"}.
-        names: parameter or buffer of the module -> its name in checkpoints (that in the bundle's model, or EXTRA + own).
+        names: parameter or buffer of the module -> its name in checkpoints: the bundle's, or EXTRA and its own.
     """
 
     objective: Objective
@@ -83,7 +83,9 @@ def find_bundle(name: str) -> Path:
     for folder in (Path(name), Path(name) / "bundle", Path("runs") / name / "bundle"):
         if (folder / STATE).is_file():
             return folder
-    raise ValueError(f"init_from: {name!r} is no bundle, nor a run with one; looked in {name}, {name}/bundle, runs/{name}/bundle")
+    raise ValueError(
+        f"init_from: {name!r} is no bundle, nor a run with one; looked in {name}, {name}/bundle, runs/{name}/bundle"
+    )
 
 
 def take_parts(model: VLM, source: VLM, where: str) -> None:
@@ -95,14 +97,22 @@ def take_parts(model: VLM, source: VLM, where: str) -> None:
     have, given = tune.parts(model), tune.parts(source)
     shared = [part for part in given if part in have]
     if not shared:
-        raise ValueError(f"init_from: {where} has the parts {', '.join(given)}, the model {', '.join(have)}: none in common")
+        raise ValueError(
+            f"init_from: {where} has the parts {', '.join(given)}, the model {', '.join(have)}: none in common"
+        )
     tune.restore(model, {part: kinds for part, kinds in tune.adapters(source).items() if part in shared})
     for part in shared:
         weights = given[part].state_dict()
         own = have[part].state_dict()
-        wrong = sorted(name for name in {*weights, *own} if name not in weights or name not in own or weights[name].shape != own[name].shape)
+        wrong = sorted(
+            name
+            for name in {*weights, *own}
+            if name not in weights or name not in own or weights[name].shape != own[name].shape
+        )
         if wrong:
-            raise ValueError(f"init_from: {part} of {where} is built differently ({', '.join(wrong[:3])}); give it the same settings")
+            raise ValueError(
+                f"init_from: {part} of {where} is built differently ({', '.join(wrong[:3])}); give it the same settings"
+            )
         have[part].load_state_dict(weights)
 
 
@@ -170,7 +180,9 @@ def plan_stage(
     inside = {id(parameter) for parameter in objective.module.parameters()}
     outside = [group["part"] for group in table.groups if any(id(one) not in inside for one in group["params"])]
     if outside:
-        raise ValueError(f"stage {stage.name}: objective {stage.objective} does not train {', '.join(outside)}; remove it from `tune`")
+        raise ValueError(
+            f"stage {stage.name}: objective {stage.objective} does not train {', '.join(outside)}; leave it out"
+        )
     extra = [parameter for name, parameter in objective.module.named_parameters() if names[name].startswith(EXTRA)]
     groups = [dict(group) for group in table.groups]
     if extra:
@@ -224,7 +236,7 @@ def _chat(stage: Stage, index: int, bundle: Bundle, run: Run, place: Place) -> O
 
 def _mixture(data: Sequence[Data], questions_per_image: int, run: Run, seed: tuple[int, int]) -> Mixture:
     stores = open_stores(data, run)
-    weighted = [(store, one.weight) for store, one in zip(stores, data, strict=True)]
+    weighted = list(zip(stores, passes(data, [len(store) for store in stores]), strict=True))
     return Mixture(weighted, questions_per_image=questions_per_image, seed=seed[0] * 1009 + seed[1])
 
 
@@ -286,8 +298,11 @@ def _tower_of(stage: Stage, table: tune.TuningTable) -> str:
 
 
 def _gather(data: Sequence[Data], stage: Stage, run: Run, refuse: Callable[[Refusal], None]) -> list[Picture]:
-    if any(one.weight != 1 or one.media == "drop" for one in data):
-        raise ValueError(f"stage {stage.name}: objective {stage.objective} shows every picture once per epoch: no weight, no media: drop")
+    if any(one.weight != 1 or one.share is not None or one.media == "drop" for one in data):
+        raise ValueError(
+            f"stage {stage.name}: objective {stage.objective} shows every picture once per epoch; "
+            "`weight`, `share` and `media: drop` mean nothing there, leave them out"
+        )
     pictures = gather_pictures(open_stores(data, run), refuse)
     if stage.objective == "contrastive":
         pictures = [picture for picture in pictures if picture.texts]

@@ -222,7 +222,9 @@ class ChatPreparer:
                 for medium in group.media:
                     _ = medium.view
             except SampleError as error:
-                refused += [Refusal(name, text_of(error.path), error.message) for name in dict.fromkeys(group.sample_ids)]
+                refused += [
+                    Refusal(name, text_of(error.path), error.message) for name in dict.fromkeys(group.sample_ids)
+                ]
             else:
                 kept.append(group)
         return Row(tuple(kept)) if kept else None

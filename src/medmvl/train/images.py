@@ -109,10 +109,10 @@ class Shuffled:
         waiting: list[tuple[tuple[int, int], ...]] = []
         while True:
             order = np.random.default_rng([*self._seed, epoch]).permutation(self._count)
-            for used in range(used + 1, self._count + 1):
-                waiting.append(((0, int(order[used - 1])),))
+            for place in range(used, self._count):
+                waiting.append(((0, int(order[place])),))
                 if len(waiting) == global_batch:
-                    yield Step(tuple(waiting), Position(epoch, used))
+                    yield Step(tuple(waiting), Position(epoch, place + 1))
                     waiting = []
             epoch, used = epoch + 1, 0
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from medmvl.core.log import get_logger
 from medmvl.data.mixture import Position
-from medmvl.train.checkpoint import Progress
+from medmvl.train.checkpoint import Best, Checkpoints, Progress
 from medmvl.train.feed import Feed, ModelBatch, Prepared, loader
 from medmvl.train.objectives import Objective
 from medmvl.train.optim import schedule, set_learning_rates
@@ -89,9 +89,9 @@ class Loop:
         total: optimizer steps of the stage.
         frozen: parts that do not learn and stay in evaluation mode.
         tracker: told what happens.
+        checkpoints: remembers the best one.
         save: writes a checkpoint; its argument is where the run stands.
-        validated: called after each validation with progress and loss (for the best checkpoint).
-        judge: further validation; returns numbers to log.
+        judge: further validation, given the optimizer step; returns numbers to log.
         stop: says whether the run was asked to leave.
     """
 
@@ -104,17 +104,18 @@ class Loop:
         total: int,
         frozen: Sequence[nn.Module],
         tracker: Tracker,
+        checkpoints: Checkpoints,
         save: Callable[[Progress], None],
-        validated: Callable[[Progress, float], None],
         judge: Callable[[int], dict[str, float]] | None,
         stop: Stop,
     ) -> None:
         self.engine, self.objective, self.stage, self.run = engine, objective, stage, run
         self.total, self.frozen, self.tracker = total, frozen, tracker
-        self.save, self.validated, self.judge, self.stop = save, validated, judge, stop
-        self._fillers: dict[int, ModelBatch] = {}
+        self.checkpoints, self.save, self.judge, self.stop = checkpoints, save, judge, stop
+        self._blank: ModelBatch | None = None
         self._window = _Window()
-        self._rate = 0.0
+        self._norm = 0.0
+        self._reported = 0
         self._saved: int | None = None
 
     def train(self, progress: Progress) -> Progress:
@@ -131,7 +132,7 @@ class Loop:
         source = iter(loader(Feed(lambda: steps, self.objective.preparer), self.run.workers))
         self.tracker.begin(self.stage.name, self.total, progress.stage_step)
         try:
-            self._window = _Window()
+            self._window, self._reported = _Window(), progress.stage_step
             while progress.stage_step < self.total:
                 asked = time.perf_counter()
                 prepared = next(source)
@@ -163,7 +164,7 @@ class Loop:
                 with engine.autocast():
                     output = engine.module(**batch.model_inputs())
                 self._check_finite(output, batch, progress)
-                # Ranks are averaged, so `world` makes it a sum: the mean over all terms of the step, however they are spread.
+                # Gradients are averaged over ranks; `world` turns that into the mean over all terms of the step.
                 engine.backward(output.loss * (weight * engine.world / max(terms, 1.0)))
             self._note(output, weight)
         norm = engine.clip_gradients()
@@ -186,9 +187,9 @@ class Loop:
         return after, leave > 0
 
     def _filler(self) -> ModelBatch:
-        if 0 not in self._fillers:
-            self._fillers[0] = self.objective.preparer.filler()
-        return self._fillers[0]
+        if self._blank is None:
+            self._blank = self.objective.preparer.filler()
+        return self._blank
 
     def _seed(self, progress: Progress, number: int) -> None:
         """Make dropout a function of where the run stands, so that a resumed run repeats it exactly."""
@@ -201,7 +202,9 @@ class Loop:
             return
         named = self.objective.culprits(output.token_losses, batch) if bad else []
         names = [name for names in self.engine.collect(named) for name in names]
-        raise NonFiniteError(f"{self._where(progress)}: the loss is not finite, in samples {', '.join(names)}; {_ADVICE}")
+        raise NonFiniteError(
+            f"{self._where(progress)}: the loss is not finite, in samples {', '.join(names)}; {_ADVICE}"
+        )
 
     def _count_refused(self, prepared: Prepared, progress: Progress, refused: int) -> Progress:
         if not refused:
@@ -234,7 +237,7 @@ class Loop:
     def _report(self, progress: Progress) -> None:
         """Write a line of the log when one is due."""
         done = progress.stage_step
-        if done % self.run.log_every and done not in (1, self.total):
+        if done == self._reported or (done % self.run.log_every and done not in (1, self.total)):
             return
         window, engine = self._window, self.engine
         names = list(self.objective.score_names)
@@ -242,8 +245,7 @@ class Loop:
         sums = engine.total([window.loss, window.terms, window.samples, window.tokens, *right, *judged])
         loss, terms, samples, tokens = sums[:4]
         seconds = time.perf_counter() - window.started
-        self._rate = seconds / max(1, done - getattr(self, "_reported", progress.stage_step - 1))
-        self._reported = done
+        per_step, self._reported = seconds / (done - self._reported), done
         values = {
             "stage": self.stage.name,
             "stage_step": done,
@@ -258,7 +260,7 @@ class Loop:
             **_accuracies(names, sums[4:]),
         }
         self.tracker.log("train", progress.step, values)
-        values["eta_s"] = self._rate * (self.total - done)
+        values["eta_s"] = per_step * (self.total - done)
         self.tracker.advance(self.stage.name, done, self.total, values, announce=True)
         self._window = _Window()
 
@@ -273,8 +275,17 @@ class Loop:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         _LOG.info("%s step %d  validation: %s", self.stage.name, progress.stage_step, shown)
         self._set_modes()
-        self.validated(progress, values["loss"])
-        self._window = _Window()
+        self._keep_best(progress, values["loss"])
+        self._window, self._reported = _Window(), progress.stage_step
+
+    def _keep_best(self, progress: Progress, loss: float) -> None:
+        """Save and mark a checkpoint whose validation loss is the lowest of this stage so far."""
+        best = self.checkpoints.best()
+        better = best is None or best.stage != progress.stage or loss < best.loss
+        if self.engine.collect(better)[0]:  # rank 0 decides: it alone writes the mark
+            self._save(progress)
+            if self.engine.main:
+                self.checkpoints.mark_best(Best(progress.stage, progress.step, loss))
 
     @torch.no_grad()
     def _validate(self, progress: Progress) -> dict[str, float]:
@@ -284,9 +295,7 @@ class Loop:
         counts = [0.0] * (1 + 2 * len(names))
         feed = Feed(objective.held_out, objective.held_out_preparer)
         for prepared in loader(feed, self.run.workers):
-            self.tracker.refuse(
-                progress.step, f"{self.stage.name}/validation", _flat(engine.collect(prepared.refused))
-            )
+            self.tracker.refuse(progress.step, f"{self.stage.name}/validation", _flat(engine.collect(prepared.refused)))
             counts[0] += prepared.supervised
             for batch in prepared.batches:
                 inputs = (batch or self._filler()).to(engine.device).model_inputs()

@@ -208,7 +208,10 @@ class HeadTargets:
         numbers = [{value: number for number, value in enumerate(values)} for values in self.classes.values()]
         labels = torch.tensor(
             [
-                [known.get(picture.attributes.get(name, NONE), -1) for name, known in zip(self.classes, numbers, strict=True)]
+                [
+                    known.get(picture.attributes.get(name, NONE), -1)
+                    for name, known in zip(self.classes, numbers, strict=True)
+                ]
                 for picture, _ in seen
             ]
         )

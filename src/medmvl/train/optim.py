@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ def build_optimizer(groups: Sequence[Mapping[str, object]], weight_decay: float)
         weight_decay: applied to parameters of two and more dimensions.
 
     Raises:
-        ValueError: a parameter is not fp32 (it would not move at small learning rates), is named twice, or none is left.
+        ValueError: a parameter is not fp32 (small steps would not move it), is named twice, or none is left.
     """
     split: list[dict[str, object]] = []
     seen: set[int] = set()
@@ -43,9 +43,13 @@ def build_optimizer(groups: Sequence[Mapping[str, object]], weight_decay: float)
         params = [parameter for parameter in group["params"] if parameter.requires_grad]
         for parameter in params:
             if parameter.dtype != torch.float32:
-                raise ValueError(f"{group['part']}: a trainable weight is {parameter.dtype}; trainable weights must be float32.")
+                raise ValueError(
+                    f"{group['part']}: a trainable weight is {parameter.dtype}; trainable weights must be float32."
+                )
             if id(parameter) in seen:
-                raise ValueError(f"{group['part']}: a parameter is already trained by another part of the tuning table.")
+                raise ValueError(
+                    f"{group['part']}: a parameter is already trained by another part of the tuning table."
+                )
             seen.add(id(parameter))
         for decay, members in (
             (weight_decay, [parameter for parameter in params if parameter.ndim >= 2]),
@@ -55,7 +59,9 @@ def build_optimizer(groups: Sequence[Mapping[str, object]], weight_decay: float)
                 row = {"params": members, "lr": group["lr"], "base_lr": group["lr"], "part": group["part"]}
                 split.append({**row, "weight_decay": decay})
     if not split:
-        raise ValueError("nothing is trained: every part of the tuning table is frozen; name at least one part under `tune`.")
+        raise ValueError(
+            "nothing is trained: every part of the tuning table is frozen; name at least one part under `tune`."
+        )
     return torch.optim.AdamW(split, betas=(0.9, 0.999), eps=1e-8)
 
 
@@ -68,14 +74,11 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[
     return rates
 
 
-def hold_masters(module: nn.Module, frozen_dtype: torch.dtype) -> None:
-    """Store trainable weights in float32, and frozen floating-point weights in `frozen_dtype`, in place.
+def hold_masters(module: nn.Module) -> None:
+    """Store what trains in float32, in place.
 
     In pure bf16 a step of 2e-5 is below the spacing of most weights, which then never move; a float32 master does.
     """
-    for parameter in _floating(module.parameters()):
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen_dtype)
-
-
-def _floating(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.is_floating_point()]
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,14 +39,18 @@ def resolve_strategy(strategy: str, world: int) -> str:
     if strategy not in STRATEGIES:
         raise StrategyError(f"run.strategy: {strategy!r} is unknown; choose auto, {', '.join(STRATEGIES)}.")
     if strategy == "single" and world > 1:
-        raise StrategyError(f"run.strategy: single, but {world} processes were started; start one, or choose ddp, fsdp2, zero3.")
+        raise StrategyError(
+            f"run.strategy: single, but {world} processes were started; start one, or choose ddp, fsdp2, zero3."
+        )
     if strategy != "single" and world == 1 and "RANK" not in os.environ:
         raise StrategyError(
             f"run.strategy: {strategy} needs a process group, but this is a single process without one; "
             "use run.strategy=single (or auto), or start with `torchrun --nproc-per-node N -m medmvl.train.run RECIPE`."
         )
     if strategy == "zero3" and importlib.util.find_spec("deepspeed") is None:
-        raise StrategyError("run.strategy: zero3 needs DeepSpeed; install it with `pip install medmvl[deepspeed]`, or choose fsdp2.")
+        raise StrategyError(
+            "run.strategy: zero3 needs DeepSpeed; install it with `pip install medmvl[deepspeed]`, or choose fsdp2."
+        )
     return strategy
 
 
@@ -98,7 +102,9 @@ class Engine:
         from torch.distributed.tensor import DTensor
 
         if self.world != world_size():
-            raise StrategyError(f"{world_size()} processes were started, but accelerate counts {self.world}; the run stops.")
+            raise StrategyError(
+                f"{world_size()} processes were started, but accelerate counts {self.world}; the run stops."
+            )
         kind = type(self.module).__name__
         expected = {"single": type(self.plain).__name__, "ddp": "DistributedDataParallel", "zero3": "DeepSpeedEngine"}
         sharded = all(isinstance(parameter, DTensor) for parameter in self.module.parameters())
@@ -108,7 +114,9 @@ class Engine:
             or kind != expected.get(self.strategy, kind)
             or (self.strategy == "zero3" and stage != 3)
         ):
-            raise StrategyError(f"run.strategy: {self.strategy} was asked for, but accelerate set up {kind}; the run stops.")
+            raise StrategyError(
+                f"run.strategy: {self.strategy} was asked for, but accelerate set up {kind}; the run stops."
+            )
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context of a forward pass (DeepSpeed enters its own)."""
@@ -156,9 +164,14 @@ class Engine:
         dist.all_gather_object(everyone, value)
         return everyone
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (name in the module, whole tensor on the CPU) of every parameter and saved buffer; every rank must iterate."""
+    def tensors(self, names: Container[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name in the module, whole tensor on the CPU) of the parameters and saved buffers among `names`.
+
+        Every rank must iterate, with the same names.
+        """
         for name, tensor in self._named():
+            if name not in names:
+                continue
             yield name, _whole(tensor, self.strategy).detach().to("cpu", copy=True)
 
     def moments(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -209,9 +222,8 @@ class Engine:
         yield from ((name, parameter) for name, parameter in self.plain.named_parameters() if parameter.requires_grad)
 
     def close(self) -> None:
-        """Forget the module and accelerate's process-wide state, so that the next stage can start another engine."""
+        """Forget module and optimizer, so that the next stage can start another engine."""
         self.accelerator.free_memory()
-        _reset_accelerate()
 
 
 def end_processes() -> None:

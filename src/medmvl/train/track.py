@@ -37,12 +37,12 @@ class Tracker:
         self._folder, self._main, self._started = folder, main, time.time()
         self._bar: Any = None
         self._task: Any = None
-        self._trackers: list[Any] = []
+        self._names, self._resumed = names, resumed
+        self._trackers: list[Any] | None = None
         if not main:
             return
         for file in ("log.jsonl", "refused.jsonl"):
             _drop_behind(folder / file, resumed)
-        self._trackers = [_open_tracker(name, folder, resumed) for name in names]
 
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append a line to log.jsonl, and its numbers to the trackers as "kind/name"."""
@@ -51,6 +51,8 @@ class Tracker:
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
         _append(self._folder / "log.jsonl", [line])
         flat = {f"{kind}/{name}": value for name, value in _flatten(values) if isinstance(value, int | float)}
+        if self._trackers is None:  # accelerate's trackers can start only after its first Accelerator
+            self._trackers = [_open_tracker(name, self._folder, self._resumed) for name in self._names]
         for tracker in self._trackers:
             tracker.log(flat, step=step)
 
@@ -69,7 +71,14 @@ class Tracker:
         if not self._main or not sys.stderr.isatty():
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -105,7 +114,7 @@ class Tracker:
     def finish(self) -> None:
         """Close everything."""
         self.end()
-        for tracker in self._trackers:
+        for tracker in self._trackers or ():
             tracker.finish()
 
 
@@ -128,7 +137,7 @@ def require_trackers(names: Iterable[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(
-                f"run.trackers: {name} is not installed; `pip install {name}`, or leave it out (log.jsonl is always written)"
+                f"run.trackers: {name} is not installed; `pip install {name}`, or leave it out"
             )
 
 
@@ -149,7 +158,9 @@ def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except OSError as error:
-        raise DiskFullError(f"{path}: could not be written ({error.strerror or error}); free some space and resume") from error
+        raise DiskFullError(
+            f"{path}: could not be written ({error.strerror or error}); free some space and resume"
+        ) from error
 
 
 def _drop_behind(path: Path, step: int) -> None:
