@@ -11,11 +11,9 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from medmvl.imaging.geometry import chain, invert, rotation, scaling, transform_box, translation
+from medmvl.imaging.geometry import chain, invert, rotation, scaling, translation
 from medmvl.imaging.intensity import to_display
 from medmvl.imaging.picture import Picture
-
-__all__ = ["Augmentation", "augment", "transform_box"]
 
 _BYTE = 255
 
@@ -57,9 +55,9 @@ def augment(picture: Picture, policy: Augmentation, seed: Sequence[int | str]) -
         seed: identifies the draw, for example (seed, epoch, sample id).
 
     Returns:
-        The changed picture (uint8, same size; black where nothing was) and the affine float64 [2, 3] from the given
-        picture's frame to the changed one's; carry boxes with `transform_box(coords, affine, picture.size)`. The
-        spacing is divided by the scale.
+        The changed picture (uint8, same size, black where nothing was; spacing divided by the scale) and the affine
+        float64 [2, 3] from the given picture's frame to the changed one's. Boxes follow by
+        `geometry.transform_box(coords, affine, picture.size)`.
     """
     generator = generator_of(seed)
     draws = generator.uniform(-1.0, 1.0, 7)

@@ -180,7 +180,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "PoolFormer": {**_CROPPED, "crop_pct": 0.9, "resample": 3, **_IMAGENET},
     "Pvt": {"size": 224, "resample": 3, **_IMAGENET},
     "Segformer": {"size": 512, "resample": 2, **_IMAGENET},
-    "Siglip": {"size": 224, "resample": 3, "default_to_square": False, **_HALF},
+    "Siglip": {"size": (224, 224), "resample": 3, "default_to_square": False, **_HALF},
     "Siglip2": {"patch_size": 16, "max_num_patches": 256, "resample": 2, **_HALF},
     "ViT": {"size": 224, "resample": 2, **_HALF},
 }  # fmt: skip
@@ -274,7 +274,9 @@ def _layout(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
         if crop is None:
             raise SpecError("neither do_resize nor do_center_crop is on, so the size would be the picture's own")
         return {"size": crop, "fit": "crop", "edge": None}
-    resized = _resized(_need(fields, "size", family), bool(fields.get("default_to_square", crop is None)))
+    resized = _resized(
+        _need(fields, "size", family), bool(fields.get("default_to_square", crop is None or family in FAMILIES))
+    )
     if family == "Llava" and fields.get("do_pad"):
         side = resized if isinstance(resized, int) else resized[0]
         if crop not in (None, (side, side)) or resized not in (side, (side, side)):
