@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from paper_model import PaperModel, write_store
 
 from medmvl.eval.report import write_report
 from medmvl.eval.run import evaluate
+from paper_model import PaperModel, write_store
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&{{7*7}}"
 
@@ -43,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.generate = generate  # type: ignore[method-assign]
     log = root / "log.jsonl"
     rows = [{"stage": f"align {EVIL}", "step": i, "loss": 3 / (1 + i)} for i in range(50)]
-    rows.append({"stage": "align", "note": "no loss here"})
+    rows += [{"kind": "validation", "stage": f"align {EVIL}", "step": i, "loss": 1.5} for i in (25, 49)]
+    rows.append({"kind": "note", "stage": "align", "text": "no loss here"})
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = root / "out"
     tasks = [f"brain_atlas/{family}" for family in ("side", "choice", "report", "rec", "reg")]
@@ -92,6 +93,8 @@ def test_everything_is_shown(folder: Path) -> None:
     outcomes = {attributes.get("data-outcome") for tag, attributes in page.tags if tag == "article"}
     assert outcomes == {"right", "wrong"}
     assert "Questions that could not be asked: 1" in text
+    assert [a.get("class") for tag, a in page.tags if tag == "polyline"] == ["raw", None, "validation"]
+    assert "(1.500)" in text
     assert len(text) < 3_000_000
 
 

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -40,7 +40,7 @@ def write_report(folder: str | Path, logs: Sequence[str | Path] = (), each: int 
 
     Args:
         folder: what `evaluate` wrote to.
-        logs: training logs, JSON lines with "loss" and, if several stages share a file, "stage".
+        logs: training logs, JSON lines with "loss", "step", "stage" and "kind" ("train" or "validation").
         each: right and wrong answers shown per task, at most so many of either.
 
     Returns:
@@ -65,7 +65,7 @@ def write_report(folder: str | Path, logs: Sequence[str | Path] = (), each: int 
         headline=headline(scores),
         excluded=scores["excluded"],
         confusions=[c for name, entry in scores["tasks"].items() if (c := _confusion(entry, records[name][""]))],
-        curves=[_curve(name, losses) for name, losses in _losses(logs)],
+        curves=_curves(logs),
         cards=_mixed([_cards(name, entry, records[name], each) for name, entry in scores["tasks"].items()]),
         style=(_PAGE / "report.css").read_text(encoding="utf-8"),
         script=script,
@@ -115,31 +115,47 @@ def _confusion(entry: Mapping[str, Any], records: Mapping[str, Record]) -> dict[
     return {"title": entry["title"], "columns": columns, "rows": rows}
 
 
-def _losses(logs: Sequence[str | Path]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
-    """Yield (name, [(step, loss)]) for every stage of every log."""
+def _curves(logs: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Return one panel per stage of every log, as far as it logged a training loss."""
+    panels = []
     for log in map(Path, logs):
-        stages: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        stages: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: {"train": [], "validation": []})
         for number, row in enumerate(_lines(log)):
-            if isinstance(row.get("loss"), int | float):
-                stages[str(row.get("stage", log.parent.name))].append((row.get("step", number), row["loss"]))
-        yield from stages.items()
+            kind = row.get("kind", "train")
+            if kind in ("train", "validation") and isinstance(row.get("loss"), int | float):
+                stages[str(row.get("stage", log.parent.name))][kind].append((row.get("step", number), row["loss"]))
+        panels += [
+            _curve(name, losses["train"], losses["validation"]) for name, losses in stages.items() if losses["train"]
+        ]
+    return panels
 
 
-def _curve(name: str, losses: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Thin out and smooth one curve, in a frame of 100 x 100 with the loss from 0 upwards."""
-    steps, values = np.array(losses, dtype=np.float64).T
+def _curve(
+    name: str, train: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """Thin out and smooth one stage's losses, in a frame of 100 x 100 with the loss from 0 upwards."""
+    steps, values = np.array(train, dtype=np.float64).T
     keep = np.unique(np.linspace(0, len(steps) - 1, _CURVE_POINTS).astype(int))
     width = max(1, len(values) // 25)
     padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
     smooth = np.convolve(padded, np.ones(width) / width, mode="valid")
     top = float(np.quantile(values, 0.995)) or 1.0
-    x = 100 * (steps - steps[0]) / max(steps[-1] - steps[0], 1)
+    span = max(steps[-1] - steps[0], 1)
 
-    def line(y: np.ndarray) -> str:
-        return " ".join(f"{a:.2f},{100 - 100 * min(b / top, 1):.2f}" for a, b in zip(x[keep], y[keep], strict=True))
+    def line(points: Iterable[tuple[float, float]]) -> str:
+        return " ".join(f"{100 * (x - steps[0]) / span:.2f},{100 - 100 * min(y / top, 1):.2f}" for x, y in points)
 
-    return {"name": name, "raw": line(values), "smooth": line(smooth), "top": top, "last": float(smooth[-1]),
-            "steps": int(steps[-1])}  # fmt: skip
+    return {
+        "name": name,
+        "raw": line(zip(steps[keep], values[keep], strict=True)),
+        "smooth": line(zip(steps[keep], smooth[keep], strict=True)),
+        "validation": line(validation),
+        "top": top,
+        "last": float(smooth[-1]),
+        "last_validation": validation[-1][1] if validation else None,
+        "first_step": int(steps[0]),
+        "last_step": int(steps[-1]),
+    }
 
 
 def _cards(name: str, entry: Mapping[str, Any], records: Mapping[str, Mapping[str, Record]], each: int) -> list[Card]:
