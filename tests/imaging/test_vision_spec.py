@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medmvl.imaging.spec import FAMILIES, SpecError, VisionSpec, changed
+from medmvl.imaging.spec import FAMILIES, SpecError, VisionSpec
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
@@ -164,16 +164,3 @@ def test_contradictions_are_refused():
     ):
         with pytest.raises(ValueError, match=words):
             VisionSpec(**fields)
-
-
-def test_changes_keep_the_spec_consistent():
-    clip = VisionSpec.from_preprocessor(CLIP_OLD)
-    assert changed(clip, {"size": (336, 336)}).edge == 336
-    assert changed(clip, {"size": [336, 336], "edge": 400}).edge == 400
-    assert changed(clip, {"fit": "pad"}).edge is None
-    deit = VisionSpec.from_preprocessor({"image_processor_type": "DeiTImageProcessor"})
-    assert changed(deit, {"size": (448, 448)}).edge == (512, 512)
-    with pytest.raises(SpecError, match=r"sise.*did you mean 'size'"):
-        changed(clip, {"sise": 3})
-    with pytest.raises(SpecError, match="resample"):
-        changed(clip, {"resample": "cubic", "size": 3})

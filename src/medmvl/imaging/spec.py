@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from medmvl.core.explain import mistakes
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 Fit = Literal["stretch", "crop", "pad"]
@@ -122,32 +120,6 @@ class VisionSpec(BaseModel):
             resample=_resample(fields, family) if _resizes(layout) else "bilinear",
             **layout,
         )
-
-
-def changed(spec: VisionSpec, changes: Mapping[str, Any]) -> VisionSpec:
-    """Return `spec` with some fields set otherwise, as a recipe may ask.
-
-    An `edge` that is not among the changes follows: in proportion to a new `size`, and away with another `fit`.
-
-    Raises:
-        SpecError: unknown fields or values that do not fit, all of them.
-    """
-    fields = {**spec.model_dump(), **changes}
-    if "edge" not in changes and spec.edge is not None:
-        if fields["fit"] != "crop":
-            fields["edge"] = None
-        elif "size" in changes:
-            try:
-                share = min(fields["size"]) / min(spec.size)
-            except TypeError:
-                share = 1.0  # not a size at all, which the validation below says
-            edge = spec.edge
-            fields["edge"] = round(edge * share) if isinstance(edge, int) else [round(side * share) for side in edge]
-    try:
-        return VisionSpec.model_validate(fields)
-    except ValidationError as error:
-        lines = [f"{mistake.dotted}: {mistake.message}" for mistake in mistakes(error, VisionSpec)]
-        raise SpecError("vision spec: " + "; ".join(line.removeprefix(": ") for line in lines)) from error
 
 
 _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
