@@ -234,6 +234,12 @@ def _attend(
         return F.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, scale=scaling, is_causal=query.shape[2] > 1, enable_gqa=repeats > 1
         )
+    if repeats > 1 and query.shape[2] == 1 and softcap is None and sinks is None:
+        # Decoding: heads that share keys become queries side by side, which spares copying the cache for each of them.
+        heads = query.shape[1]
+        query = query.reshape(query.shape[0], key.shape[1], repeats, -1)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        return out.reshape(query.shape[0], heads, 1, -1)
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     if softcap is None and sinks is None:
