@@ -54,16 +54,27 @@ def test_the_first_picture_of_a_phones_mpo(tmp_path):
 def test_16_bit_tiff_in_both_byte_orders(tmp_path, order):
     values = grey(dtype=np.uint16) * 200
     path = tmp_path / "a.tif"
-    path.write_bytes(tiff16([values], order))
+    path.write_bytes(tiff([values], order))
     picture = read_image(path)
     assert picture.array.dtype == np.uint16
     np.testing.assert_array_equal(picture.array, values)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint32, np.float32])
+def test_signed_wide_and_float_tiff(tmp_path, dtype):
+    top = min(np.iinfo(dtype).max if np.dtype(dtype).kind != "f" else 1e9, 4e9)
+    values = (np.linspace(0 if dtype == np.uint32 else -top, top, 54)).reshape(6, 9).astype(dtype)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff([values]))
+    picture = read_image(path)
+    assert picture.array.dtype == np.float32
+    np.testing.assert_array_equal(picture.array, values.astype(np.float32))
+
+
 def test_16_bit_white_is_zero_is_shown_inverted(tmp_path):
     values = grey(dtype=np.uint16) * 200
     path = tmp_path / "a.tif"
-    path.write_bytes(tiff16([values], "<", photometric=0))
+    path.write_bytes(tiff([values], photometric=0))
     picture = read_image(path)
     np.testing.assert_array_equal(picture.array, values)
     assert to_display(picture)[values == values.min()].min() == 255
@@ -254,8 +265,8 @@ class TestErrors:
             read_image(path)
 
 
-def tiff16(pages, order, photometric=1):
-    """A TIFF of uint16 pages, written by hand so that no library's reading of the standard is tested against itself."""
+def tiff(pages, order="<", photometric=1):
+    """A TIFF of grey pages, written by hand so that no library's reading of the standard is tested against itself."""
     endian = {"<": "little", ">": "big"}[order]
 
     def number(value, size):
@@ -265,12 +276,12 @@ def tiff16(pages, order, photometric=1):
     for page in pages:
         height, width = page.shape
         entries = [
-            (256, width), (257, height), (258, 16), (259, 1), (262, photometric), (273, 0), (277, 1), (278, height),
-            (279, page.nbytes),
+            (256, width), (257, height), (258, 8 * page.itemsize), (259, 1), (262, photometric), (273, 0), (277, 1),
+            (278, height), (279, page.nbytes), (339, {"u": 1, "i": 2, "f": 3}[page.dtype.kind]),
         ]  # fmt: skip
         start = len(content) + 2 + 12 * len(entries) + 4
         content += number(len(entries), 2)
         for tag, value in entries:
             content += number(tag, 2) + number(4, 2) + number(1, 4) + number(start if tag == 273 else value, 4)
-        content += number(0, 4) + page.astype(f"{order}u2").tobytes()
+        content += number(0, 4) + page.astype(page.dtype.newbyteorder(order)).tobytes()
     return content

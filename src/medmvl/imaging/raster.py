@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -64,7 +66,7 @@ def _to_picture(path: Path, image: PIL.Image.Image) -> Picture:
     )
 
 
-def _deep_values(image: PIL.Image.Image, tags: object) -> np.ndarray:
+def _deep_values(image: PIL.Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
     values = np.asarray(image)
     if values.dtype.kind == "u":
         return values.astype(np.uint16, copy=False)
@@ -73,7 +75,7 @@ def _deep_values(image: PIL.Image.Image, tags: object) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def _byte_values(image: PIL.Image.Image, tags: object) -> np.ndarray:
+def _byte_values(image: PIL.Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
     if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
         grey = image.mode in ("L", "LA", "La")
         image = image.convert("RGBA")
@@ -89,8 +91,9 @@ def _byte_values(image: PIL.Image.Image, tags: object) -> np.ndarray:
     return values
 
 
-def _sample_format(tags: object) -> int | None:
-    found = tags.get(_TIFF_SAMPLE_FORMAT) if isinstance(tags, dict) or hasattr(tags, "get") else None
+def _sample_format(tags: Mapping[int, Any]) -> int | None:
+    """TIFF's 1 (unsigned), 2 (signed) or 3 (float); None where the file does not say."""
+    found = tags.get(_TIFF_SAMPLE_FORMAT)
     return found[0] if isinstance(found, tuple) else found
 
 
