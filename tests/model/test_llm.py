@@ -7,6 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from medmvl.model import attention
+from medmvl.model.build import build
+from medmvl.model.config import ModelConfig
 from medmvl.model.llm import load_llm
 from medmvl.model.source import SourceError
 from tiny_vlm import tiny_config
@@ -35,6 +37,13 @@ def test_architecture_gets_random_weights_and_meta_gets_none(folder):
     assert model.dtype == torch.float32
     assert all(p.device.type == "meta" for p in load_llm(folder, device="meta").parameters())
     assert all(p.device.type == "meta" for p in load_llm(fields, device="meta").parameters())
+
+
+def test_rotary_frequencies_stay_exact_in_a_bf16_model(folder):
+    config = ModelConfig(llm={"architecture": json.loads((folder / "config.json").read_text())})
+    llm = build(config, dtype=torch.bfloat16, tokenizer=object()).model.llm
+    assert llm.dtype == torch.bfloat16
+    assert torch.equal(llm.model.rotary_emb.inv_freq, load_llm(folder).model.rotary_emb.inv_freq)
 
 
 def test_hub_names_whose_dimensions_ship_are_built_offline():

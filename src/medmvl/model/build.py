@@ -56,7 +56,8 @@ def build(
     # Towers are drawn on the CPU, whatever the device, so that a seed means the same weights everywhere.
     with torch.device("meta" if meta else "cpu"):
         towers = {name: _tower(name, tower, width, meta) for name, tower in config.towers.items()}
-    model = VLM(llm, towers).to(device=device, dtype=dtype).eval()
+    # The LLM has its dtype already; casting it again would round its rotary frequencies, which stay in fp32.
+    model = VLM(llm, {name: tower.to(dtype=dtype) for name, tower in towers.items()}).to(device).eval()
     return Built(model, tokenizer, _self_contained(config, model))
 
 

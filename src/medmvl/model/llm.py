@@ -47,8 +47,10 @@ def load_llm(
             local_files_only=True,
         )
         return model.to(device).eval()
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=implementation).eval()
+    # Drawn on the CPU, whatever the device, so that a seed means the same weights everywhere.
+    with torch.device("meta" if device == "meta" else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=implementation)
+    return model.to(device).eval()
 
 
 def _read_config(source: str | Path | Mapping[str, Any]) -> tuple[PreTrainedConfig, Path | None]:
