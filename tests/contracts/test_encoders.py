@@ -1,5 +1,6 @@
 """Every encoder family keeps the contract: tokens, spec, gradients where `reachable` says, states that travel."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -94,6 +95,10 @@ def check(encoder: Encoder) -> torch.Tensor:
     tokens.square().sum().backward()
     reached = {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
     assert reached == encoder.reachable()
+
+    halved = copy.deepcopy(encoder).bfloat16()(pixels)
+    assert halved.dtype == torch.bfloat16
+    assert (halved.float() - tokens).norm() < 0.1 * tokens.norm()
     return tokens
 
 

@@ -12,8 +12,9 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
 from medmvl.core.lookup import LookupNameError
+from medmvl.imaging.spec import VisionSpec
 from medmvl.model.config import TowerConfig
-from medmvl.model.encoders.base import EncoderError
+from medmvl.model.encoders.base import EncoderError, changed
 from medmvl.model.encoders.table import build_encoder
 from medmvl.model.source import SourceError
 
@@ -114,12 +115,16 @@ def test_another_size_interpolates_positions() -> None:
     assert encoder.state_dict()["model.embeddings.position_embedding.weight"].shape == (16, 32)
 
 
-def test_a_new_size_scales_the_centre_crop(tmp_path: Path) -> None:
-    folder = save(build(CLIP).model, tmp_path)
-    crop = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 40}, "crop_size": 32}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(crop))
-    assert build_encoder(TowerConfig(encoder=folder)).spec.edge == 40
-    assert build_encoder(TowerConfig(encoder=folder, spec={"size": [64, 64]})).spec.edge == 80
+def test_an_edge_follows_the_changes() -> None:
+    clip = VisionSpec(size=(224, 224), fit="crop", edge=256)
+    assert changed(clip, {"size": [448, 448]}).edge == 512
+    assert changed(clip, {"size": [448, 448], "edge": 500}).edge == 500
+    assert changed(clip, {"fit": "pad"}).edge is None
+    assert changed(clip, {"mean": [0.1, 0.1, 0.1]}).edge == 256
+    deit = VisionSpec(size=(224, 224), fit="crop", edge=(256, 256))
+    assert changed(deit, {"size": (448, 448)}).edge == (512, 512)
+    with pytest.raises(EncoderError, match="resample"):
+        changed(clip, {"resample": "cubic", "size": 3})
 
 
 def test_layers_above_the_feature_are_kept_but_not_run() -> None:

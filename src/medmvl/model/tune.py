@@ -282,7 +282,8 @@ def _adapt(part: str, module: nn.Module, pattern: str, rules: Mapping[str, TuneR
                 f"{pattern!r} asks for rank {rule.rank}, alpha {rule.alpha:g}; keep the numbers, or merge the adapters "
                 "first with a stage of mode full"
             )
-        layer.lora_dropout[ADAPTER] = nn.Dropout(rule.dropout) if rule.dropout else nn.Identity()
+        dropout = nn.Dropout(rule.dropout) if rule.dropout else nn.Identity()
+        layer.lora_dropout[ADAPTER] = dropout.train(layer.training)
     layers = [name for name in _linear_layers(module) if _rule_of(part, f"{name}.weight", rules) == pattern]
     if rule.targets is not None:
         named = [name for name in layers if any(_targets(name, target) for target in rule.targets)]
@@ -317,11 +318,18 @@ def _inject(module: nn.Module, layers: Sequence[str], rank: int, alpha: float, d
     """Wrap layers with fresh float32 adapters on the device of their weights."""
     # A pattern, not a list: peft would take the names of a list as endings.
     pattern = "|".join(re.escape(name) for name in layers)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, bias="none")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=pattern,
+        fan_in_fan_out=all(isinstance(module.get_submodule(name), Conv1D) for name in layers),
+    )
     inject_adapter_in_model(config, module, ADAPTER)
     # peft leaves its settings on the module and would warn at the next stage; ours are read from the layers.
     del module.peft_config
     for name in layers:
         layer = module.get_submodule(name)
+        layer.train(layer.get_base_layer().training)
         layer.lora_A.to(torch.float32)
         layer.lora_B.to(torch.float32)

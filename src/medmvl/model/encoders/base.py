@@ -44,6 +44,10 @@ class Encoder(nn.Module):
         """Names of the parameters that the feature depends on; all others can never get a gradient."""
         return frozenset(name for name, _ in self.named_parameters())
 
+    def as_weights(self, pixels: Tensor) -> Tensor:
+        """Return pixels in the precision of the weights; they are prepared in float32, whatever the model's own is."""
+        return pixels.to(next(self.parameters()).dtype)
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the tokens [B, num_tokens, width] of pixels [B, C, H, W] prepared to `spec`."""
         raise NotImplementedError
@@ -69,16 +73,21 @@ def default_normalisation(channels: int) -> dict[str, Any]:
 def changed(spec: VisionSpec, changes: Mapping[str, Any] | None) -> VisionSpec:
     """Return `spec` with some fields set otherwise.
 
-    A new size alone also scales `edge`, so that a centre crop keeps showing the same part of the picture.
+    An `edge` that is not among the changes follows them: in proportion to a new size, so that a centre crop keeps
+    showing the same part of the picture, and away with another fit.
 
     Raises:
         EncoderError: fields that a VisionSpec does not have, or that do not fit each other.
     """
-    fields = {**spec.model_dump(), **(changes or {})}
-    if isinstance(spec.edge, int) and "size" in (changes or {}) and "edge" not in (changes or {}):
-        fields["edge"] = round(spec.edge * min(fields["size"]) / min(spec.size))
+    changes = changes or {}
+    fields = {**spec.model_dump(), **changes}
     try:
-        return VisionSpec.model_validate(fields)
+        wanted = VisionSpec.model_validate(fields if "edge" in changes else {**fields, "edge": None})
+        if "edge" in changes or spec.edge is None or wanted.fit != "crop":
+            return wanted
+        share = min(wanted.size) / min(spec.size)
+        edge = round(spec.edge * share) if isinstance(spec.edge, int) else tuple(round(e * share) for e in spec.edge)
+        return wanted.model_copy(update={"edge": edge})
     except ValidationError as error:
         lines = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'spec'}: {one['msg']}" for one in error.errors())
         raise EncoderError(f"spec: {lines}; fields are {', '.join(VisionSpec.model_fields)}") from error

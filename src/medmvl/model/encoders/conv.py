@@ -63,7 +63,7 @@ class ConvEncoder(Encoder):
         self.positions = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], self.width))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        maps = self.stages(pixels.contiguous(memory_format=torch.channels_last))
+        maps = self.stages(self.as_weights(pixels).contiguous(memory_format=torch.channels_last))
         return maps.flatten(2).transpose(1, 2) + self.positions
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from medmvl.imaging.spec import VisionSpec
+from medmvl.imaging.spec import SpecError, VisionSpec
 from medmvl.model.encoders.base import Encoder, EncoderError, changed, default_normalisation
 from medmvl.model.source import check_weights
 
@@ -78,7 +78,7 @@ class HFEncoder(Encoder):
         model: PreTrainedModel | None = None,
     ) -> None:
         super().__init__()
-        _check_config(config, spec)
+        _check_spec(config, spec)
         if tokens not in ("all", "patches"):
             raise EncoderError(f"tokens must be 'all' or 'patches', got {tokens!r}")
         if final_norm and layer != -1:
@@ -95,7 +95,7 @@ class HFEncoder(Encoder):
         return frozenset(f"model.{name}" for name in self._feature.reachable)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        states, last = _run(self.model, self.spec, pixels)
+        states, last = _run(self.model, self.spec, self.as_weights(pixels))
         state = last if self.final_norm else states[self._feature.index]
         return _select(_to_tokens(self.model.config, state), self._feature.prefix, self.class_tokens)
 
@@ -132,7 +132,7 @@ def load(
             _check_missing(encoder, missing, source)
             return encoder
         return HFEncoder(config, full, **options)
-    except EncoderError as error:
+    except (EncoderError, SpecError) as error:
         raise EncoderError(f"{where}: {error}") from error
 
 
@@ -149,7 +149,12 @@ def _config(source: Path | Mapping[str, Any]) -> PretrainedConfig:
             f"{source if isinstance(source, Path) else source.get('model_type')!r}: transformers cannot read this "
             f"config ({str(error).splitlines()[0]}). Models that bring their own code are never run"
         ) from error
-    return getattr(config, "vision_config", config)
+    config = getattr(config, "vision_config", config)
+    if config.model_type in REFUSED:
+        raise EncoderError(f"{config.model_type!r} cannot be an encoder: {REFUSED[config.model_type]}")
+    if type(config) not in AutoModel._model_mapping or not _takes_pixels(config):
+        raise EncoderError(f"transformers has no vision model that can be built alone for {config.model_type!r}")
+    return config
 
 
 def _spec(
@@ -182,11 +187,7 @@ def _is_naflex(config: PretrainedConfig) -> bool:
     return config.model_type == "siglip2_vision_model"
 
 
-def _check_config(config: PretrainedConfig, spec: VisionSpec) -> None:
-    if config.model_type in REFUSED:
-        raise EncoderError(f"{config.model_type!r} cannot be an encoder: {REFUSED[config.model_type]}")
-    if type(config) not in AutoModel._model_mapping or not _takes_pixels(config):
-        raise EncoderError(f"transformers has no vision model that can be built alone for {config.model_type!r}")
+def _check_spec(config: PretrainedConfig, spec: VisionSpec) -> None:
     channels = getattr(config, "num_channels", 3)
     if spec.channels != channels or len(spec.size) != 2:
         raise EncoderError(
