@@ -1,5 +1,6 @@
 """A tiny data set on disk and recipes that train on it in seconds: a bright square, left or right, large or small."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -94,7 +95,8 @@ FULL = {"llm": {"mode": "full", "lr": 3e-3}, "image.*": {"mode": "full", "lr": 3
 
 def stage(name="chat", **changes):
     """Return the settings of a stage that trains everything."""
-    return {"name": name, "global_batch": 8, "data": [{"source": "squares"}], "tune": FULL, "steps": 4} | changes
+    settings = {"name": name, "global_batch": 8, "data": [{"source": "squares"}], "tune": FULL, "steps": 4}
+    return settings | changes
 
 
 def recipe(root, *stages, **run):
@@ -113,7 +115,7 @@ def recipe(root, *stages, **run):
         "data_roots": [str(root / "data")],
         **run,
     }
-    return {"model": model(root), "stages": list(stages) or [stage()], "run": settings}
+    return {"model": model(root), "stages": copy.deepcopy(list(stages)) or [stage()], "run": settings}
 
 
 def write_recipe(root, *stages, **run):

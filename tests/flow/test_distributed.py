@@ -1,0 +1,101 @@
+"""Two processes, one with pictures and one with text alone, learn what one process learns, under every strategy."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+import torch
+from safetensors.torch import load_file
+
+from medmvl.train.assemble import Place, plan_stage, start_bundle
+from medmvl.model import tune
+from medmvl.train.recipe import Recipe
+from medmvl.train.run import train
+
+pytestmark = pytest.mark.distributed
+LIMIT = 240  # seconds; a process that waits for the other one forever is the failure these tests are for
+
+# One picture and one text per step, each too long to share a row with the other: rank 0 sees pictures, rank 1 none.
+MIXED = [
+    {"source": "squares", "tasks": ["squares/report"], "share": 1},
+    {"source": "squares", "tasks": ["squares/text"], "share": 1},
+]
+RATE = {"mode": "full", "lr": 1e-3}
+STAGES = (
+    tiny_run.stage("heads", objective="heads", steps=2, global_batch=6, tune={"image.encoder": RATE}),
+    tiny_run.stage("chat", steps=5, global_batch=2, data=MIXED, tune={"llm": RATE, "image.*": RATE}),
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("distributed")
+    tiny_run.write_data(root)
+    return root
+
+
+def settings(root, name, *stages, **run):
+    return tiny_run.recipe(root, *stages, output=str(root / name), max_tokens=48, row_tokens=48, **run)
+
+
+@pytest.fixture(scope="module")
+def alone(root):
+    return weights(train(settings(root, "alone", *STAGES)))
+
+
+def weights(folder):
+    found = {}
+    for file in sorted((folder / "bundle").glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def launch(root, name, *stages, **run):
+    path = root / f"{name}.yaml"
+    path.write_text(json.dumps(settings(root, name, *stages, **run)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return subprocess.run(
+        [*command, "-m", "medmvl.train.run", str(path)],
+        env=environment,
+        timeout=LIMIT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_one_rank_sees_pictures_the_other_text(root):
+    recipe = Recipe.load(settings(root, "unused", *STAGES))
+    bundle = start_bundle(recipe)
+    stage = recipe.stages[1]
+    table = tune.apply(bundle.model, stage.tune)
+    for rank, shown in ((0, True), (1, False)):
+        plan = plan_stage(stage, 1, bundle, recipe.run, table, Place(rank, 2, True), print)
+        steps = plan.objective.order.steps(stage.global_batch)
+        for _, step in zip(range(5), steps, strict=False):
+            (batch,) = plan.objective.preparer(step).batches
+            assert (len(batch.media_positions["image"]) > 0) == shown
+            assert batch.num_supervised > 0
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
+def test_two_processes_learn_what_one_does(root, alone, strategy):
+    if strategy == "zero3":
+        pytest.importorskip("deepspeed")
+    done = launch(root, strategy, *STAGES, strategy=strategy)
+    assert done.returncode == 0, done.stderr[-4000:]
+    spread = weights(root / strategy)
+    assert spread.keys() == alone.keys()
+    assert max(float((spread[name] - alone[name]).abs().max()) for name in alone) <= 1e-6
+    start = weights_at_start(root)
+    assert max(float((start[name] - alone[name]).abs().max()) for name in alone) > 1e-3
+
+
+def weights_at_start(root):
+    recipe = Recipe.load(settings(root, "unused", *STAGES))
+    torch.manual_seed(recipe.run.seed)
+    return dict(start_bundle(recipe).model.state_dict())

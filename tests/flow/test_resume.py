@@ -1,0 +1,126 @@
+"""A run that is killed at any moment and resumed ends with the same bits as one that never was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+import torch
+from safetensors.torch import load_file
+
+from medmvl.train.loop import TERMINATED
+from medmvl.train.run import train
+
+KILLED = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+from medmvl.train.loop import Loop
+from medmvl.train.run import train
+report, last, number = Loop._report, int(sys.argv[2]), int(sys.argv[3])
+def report_and_die(self, progress):
+    report(self, progress)
+    if progress.step == last:
+        os.kill(os.getpid(), number)
+Loop._report = report_and_die
+train(sys.argv[1])
+"""
+
+STAGES = (
+    tiny_run.stage("heads", objective="heads", steps=7, tune={"image.encoder": {"mode": "full", "lr": 1e-2}}),
+    tiny_run.stage(
+        "chat",
+        steps=14,
+        augmentation={"shift": 0.1, "noise": 0.1},
+        tune={
+            "llm": {"mode": "lora", "lr": 1e-2, "rank": 4, "dropout": 0.2},
+            "image.*": {"mode": "full", "lr": 3e-3},
+        },
+        validation={"data": [{"source": "squares", "split": "val"}], "every": 6, "samples": 8},
+    ),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("resume")
+    tiny_run.write_data(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root):
+    settings = tiny_run.recipe(root, *STAGES, output=str(root / "whole"))
+    return train(settings)
+
+
+def interrupted(root, name, step, number, **run):
+    path = root / f"{name}.yaml"
+    path.write_text(json.dumps(tiny_run.recipe(root, *STAGES, output=str(root / name), save_every=5, **run)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), str(step), str(number)], env=environment, timeout=120, check=False
+    )
+    return path, done.returncode
+
+
+def final(folder):
+    weights = {}
+    for file in sorted((folder / "bundle").glob("*.safetensors")):
+        weights |= load_file(file)
+    newest = max((folder / "checkpoints").glob("step-*"))
+    return weights, load_file(newest / "optimizer-0000.safetensors"), newest.name
+
+
+def assert_same(one, other):
+    for first, second in zip(final(one)[:2], final(other)[:2], strict=True):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert final(one)[2] == final(other)[2]
+
+
+# Step 6 is in the first stage, 13 in the middle of the second stage's epoch.
+@pytest.mark.parametrize(("step", "run"), [(6, {}), (13, {"workers": 2})])
+def test_killed_run_resumes_bit_for_bit(root, uninterrupted, step, run):
+    path, code = interrupted(root, f"killed-{step}", step, signal.SIGKILL, **run)
+    assert code == -signal.SIGKILL
+    folder = train(path, resume=True)
+    assert_same(folder, uninterrupted)
+    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in logged if line["kind"] == "train"]
+    assert steps == list(range(1, 22))
+    whole = [json.loads(line) for line in (uninterrupted / "log.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in logged] == [line["loss"] for line in whole]
+
+
+def test_sigterm_saves_and_leaves(root, uninterrupted):
+    path, code = interrupted(root, "terminated", 2, signal.SIGTERM)
+    assert code == TERMINATED == 143
+    assert (root / "terminated/checkpoints/step-00000003").is_dir()
+    assert_same(train(path, resume=True), uninterrupted)
+
+
+def test_resumed_recipe_must_learn_the_same(root, uninterrupted):
+    settings = tiny_run.recipe(root, *STAGES, output=str(uninterrupted))
+    settings["stages"][1]["global_batch"] = 6
+    with pytest.raises(ValueError, match=r"stages\.1\.global_batch"):
+        train(settings, resume=True)
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(tiny_run.recipe(root, *STAGES, output=str(uninterrupted)))
+
+
+def test_finished_run_resumes_to_the_same_bundle(root, uninterrupted):
+    before = final(uninterrupted)[0]
+    train(tiny_run.recipe(root, *STAGES, output=str(uninterrupted)), resume=True)
+    after = final(uninterrupted)[0]
+    assert all(torch.equal(before[name], after[name]) for name in before)
