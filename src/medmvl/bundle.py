@@ -115,6 +115,7 @@ class Bundle:
         processor = Processor.load(path / PROCESSOR)
         with no_init_weights():
             model = build_model(config, dtype=dtype, tokenizer=processor.tokenizer).model
+            model.llm.tie_weights()  # part of the initialisation that is skipped
             tune.restore(model, state["adapters"])
         _load_weights(model, path, state["tied"])
         recipe = path / RECIPE
@@ -294,6 +295,15 @@ def load(
     return Bundle.load(path, device=device, dtype=dtype, allow_code=allow_code)
 
 
+def read_config(path: str | Path) -> ModelConfig:
+    """Return what a bundle's model is made of, without loading it.
+
+    Raises:
+        BundleError: no bundle, a damaged one, or one of a newer format.
+    """
+    return ModelConfig.model_validate(_read_state(Path(path))["model"])
+
+
 def _processor(model: VLM, tokenizer: Any, config: ModelConfig, max_tokens: int) -> Processor:
     towers = {
         name: TowerInput(tower.placeholder, name, tower.num_tokens, tower.encoder.spec)
@@ -347,17 +357,13 @@ def _untie(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
 def _load_weights(model: VLM, path: Path, tied: Mapping[str, str]) -> None:
     try:
         result = load_torch_model(model, path, strict=False)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise BundleError(f"{path}: its weights cannot be read: {error}; copy the bundle again") from error
-    missing = sorted(set(result.missing_keys) - set(tied))
+    missing = [name for name in result.missing_keys if name not in tied]
     if missing or result.unexpected_keys:
         raise BundleError(
             f"{path}: weights and config do not match; missing {missing[:5]}, unexpected {result.unexpected_keys[:5]}"
         )
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, source in tied.items():
-        if parameters[name].data_ptr() != parameters[source].data_ptr():
-            parameters[name].data.copy_(parameters[source].data)
 
 
 def _versions() -> dict[str, Any]:

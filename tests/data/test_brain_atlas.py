@@ -164,7 +164,8 @@ def test_every_family_is_asked_with_an_answer_the_attributes_confirm(samples):
         if meta.answer_type == "closed":
             assert sample.answer == truth[family] and sample.answer in meta.choices
         elif family == "choice":
-            chosen = meta.choices["ABCD".index(sample.answer[1])]
+            chosen = meta.choices["ABCD".index(sample.answer[-2])]
+            assert sample.answer.startswith(chosen)
             finding = "no lesion" if truth["present"] == "no" else f"{truth['size']} {truth['bright']} lesion"
             assert chosen in (truth["plane"], truth["structure"], finding)
             assert all(

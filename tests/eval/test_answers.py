@@ -19,7 +19,9 @@ OPTIONS = ("left frontal lobe", "right frontal lobe", "cerebellum")
         ("Right frontal lobe.", "B"),  # the option's own words
         ("(D)", None),  # no such option
         ("A lesion in the lobe", None),  # an article is no letter
-        ("It is (B)", None),  # strict: the letter comes first
+        ("right frontal lobe (B)", "B"),
+        ("right frontal lobe (A)", None),  # words and letter contradict each other
+        ("It is (B)", None),  # strict: the letter comes first, or behind its own words
         ("frontal lobe", None),
         ("", None),
     ],

@@ -16,6 +16,8 @@ ReadBoxes = Callable[[str, Sample], Sequence[Coords]]
 
 # A letter counts when it stands alone at the start ("B", "(b)", "B. left", "B: left"); "A lesion ..." is no answer "A".
 _LETTER = re.compile(r"\(?([A-Za-z])(?:$|[).:,])")
+# At the end it counts behind the words of its own option ("left (B)").
+_WORDS_LETTER = re.compile(r"(.+?)\s*\(([A-Za-z])\)", re.DOTALL)
 
 
 def parse(kind: Kind, text: str, sample: Sample, read_boxes: ReadBoxes) -> Parsed | None:
@@ -38,12 +40,19 @@ def parse(kind: Kind, text: str, sample: Sample, read_boxes: ReadBoxes) -> Parse
 
 
 def letter(text: str, choices: Sequence[str] = ()) -> str | None:
-    """Return the option's letter in upper case, or None; with `choices` only their letters count."""
+    """Return the option's letter in upper case, or None; with `choices` only their letters count.
+
+    "B", "(b)", "B. right", the words of option B alone, and these words with their own letter, "right (B)", all mean B.
+    """
     known = ascii_uppercase[: len(choices)] if choices else ascii_uppercase
     match = _LETTER.match(text.strip())
     if match:
         return found if (found := match[1].upper()) in known else None
-    same = [known[i] for i, choice in enumerate(choices) if normalise(choice) == normalise(text)]
+    both = _WORDS_LETTER.fullmatch(text.strip())
+    words = normalise(both[1] if both else text)
+    same = [known[i] for i, choice in enumerate(choices) if normalise(choice) == words]
+    if both:
+        return found if (found := both[2].upper()) in same else None
     return same[0] if len(same) == 1 else None
 
 

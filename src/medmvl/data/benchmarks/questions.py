@@ -160,7 +160,8 @@ def _choice(writer: _Writer, kind: str, truth: str, pool: tuple[str, ...]) -> Sa
     options = [options[index] for index in writer.rng.permutation(len(options))]
     letters = "ABCD"[: len(options)]
     listed = " ".join(f"({letter}) {option}" for letter, option in zip(letters, options, strict=True))
-    answer = f"({letters[options.index(truth)]})"
+    # The option's words come before its letter: a small model learns to name long before it learns to point.
+    answer = f"{truth} ({letters[options.index(truth)]})"
     return writer.say("choice", f"{writer.wording(kind)} {listed}", answer, "choice", tuple(options))
 
 

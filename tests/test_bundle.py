@@ -1,0 +1,176 @@
+"""The public object: build, save, load, ask, and what a damaged or unknown directory answers."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chat_families import tokenizer_of
+from PIL import Image
+
+import medmvl
+from medmvl.bundle import BundleError
+from medmvl.core.atomic import DiskFullError
+from medmvl.core.schema import SampleError
+from medmvl.model import tune
+from medmvl.model.config import TuneRule
+
+WIDTH = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+LLM = {"model_type": "qwen2", "vocab_size": 512, "num_key_value_heads": 1, **WIDTH}
+ENCODERS = {
+    "siglip": {"encoder": {"architecture": {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8, **WIDTH}}},
+    "clip": {
+        "encoder": {"architecture": {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 8, **WIDTH}},
+        "layer": -2,
+        "tokens": "patches",
+    },
+    "conv": {"encoder": "conv", "encoder_options": {"channels": [8, 16, 16], "image_size": 32}},
+}
+CONNECTORS = {
+    "linear": {},
+    "mlp": {"depth": 3},
+    "pool": {"size": 2},
+    "attention": {"queries": 3, "heads": 2},
+    "perceiver": {"latents": 3, "depth": 1, "heads": 2},
+}
+
+
+def make(folder: Path, encoder: str = "siglip", connector: str = "mlp", llm: dict | None = None) -> medmvl.Bundle:
+    torch.manual_seed(0)
+    tokenizer_of("chatml").save_pretrained(folder / "tokenizer")
+    tower = {**ENCODERS[encoder], "connector": connector, "connector_options": CONNECTORS[connector]}
+    source = {"architecture": {**LLM, **(llm or {})}, "tokenizer": str(folder / "tokenizer")}
+    return medmvl.Bundle.build({"llm": source, "towers": {"image": tower}})
+
+
+def make_samples(folder: Path) -> list[medmvl.Sample]:
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        Image.fromarray(rng.integers(0, 255, (40, 50), np.uint8)).save(folder / f"{name}.png")
+    found = []
+    for number, pictures in enumerate(["a", "a", "a", "b", "ab", ""]):
+        content = [{"type": "image", "path": f"{name}.png"} for name in pictures]
+        content.append({"type": "text", "text": f"Question number {number}?"})
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": f"The answer is {number}."}]
+        if number == 2:
+            messages += [{"role": "user", "content": "And why?"}, {"role": "assistant", "content": "So it is."}]
+        found.append(medmvl.Sample.from_dict({"id": str(number), "messages": messages}, root=folder))
+    return found
+
+
+@pytest.mark.parametrize(("encoder", "connector"), [*((e, "mlp") for e in ENCODERS), *(("siglip", c) for c in CONNECTORS)])
+def test_saved_and_loaded_gives_the_same_logits(tmp_path: Path, encoder: str, connector: str) -> None:
+    bundle, samples = make(tmp_path, encoder, connector), make_samples(tmp_path)
+    bundle.save(tmp_path / "bundle")
+    (tmp_path / "tokenizer").rename(tmp_path / "gone")  # a bundle needs nothing but itself
+    again = medmvl.load(tmp_path / "bundle")
+    for sample in samples:
+        assert torch.equal(bundle.logits(sample), again.logits(sample))
+    assert again.hash == bundle.hash
+    assert again.generate(samples, max_new_tokens=4) == bundle.generate(samples, max_new_tokens=4)
+
+
+def test_tied_embeddings_and_adapters_survive(tmp_path: Path) -> None:
+    bundle, samples = make(tmp_path, llm={"tie_word_embeddings": True}), make_samples(tmp_path)
+    table = tune.apply(bundle.model, {"llm": TuneRule(mode="lora", rank=2, lr=1e-3), "image.encoder": TuneRule(mode="lora", rank=2, lr=1e-3)})
+    for group in table.groups:
+        for parameter in group["params"]:
+            torch.nn.init.normal_(parameter, std=0.1)
+    again = medmvl.load(bundle.save(tmp_path / "bundle"))
+    assert torch.equal(bundle.logits(samples[4]), again.logits(samples[4]))
+    assert again.model.llm.lm_head.weight.data_ptr() == again.model.llm.get_input_embeddings().weight.data_ptr()
+    assert tune.adapters(again.model) == tune.adapters(bundle.model)
+
+
+def test_packed_loss_and_gradients_equal_unpacked(tmp_path: Path) -> None:
+    bundle, samples = make(tmp_path), make_samples(tmp_path)
+    gradients = []
+    losses = []
+    for packed in (True, False):
+        bundle.model.zero_grad()
+        loss = bundle.loss(samples, packed=packed)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({n: p.grad.clone() for n, p in bundle.model.named_parameters() if p.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    whole = torch.cat([g.flatten() for g in gradients[1].values()]).norm()
+    for name, gradient in gradients[1].items():
+        assert (gradients[0][name] - gradient).norm() <= 1e-5 * max(gradient.norm(), 1e-3 * whole), name
+
+
+def test_same_text_at_any_batch_size_and_streamed(tmp_path: Path) -> None:
+    bundle, samples = make(tmp_path), make_samples(tmp_path)
+    whole = bundle.generate(samples, max_new_tokens=12)
+    assert whole == bundle.generate(samples, max_new_tokens=12, batch_size=1)
+    assert whole == ["".join(bundle.stream(sample, max_new_tokens=12)) for sample in samples]
+    drawn = bundle.generate(samples, max_new_tokens=12, temperature=1.5, seed=3)
+    assert drawn == bundle.generate(samples, max_new_tokens=12, temperature=1.5, seed=3, batch_size=2)
+    assert drawn != bundle.generate(samples, max_new_tokens=12, temperature=1.5, seed=4)
+
+
+def test_options_score_as_their_loss(tmp_path: Path) -> None:
+    bundle, samples = make(tmp_path), make_samples(tmp_path)
+    scores = bundle.score_options(samples[0], ["yes", "no lesion is seen"])
+    for option, score in zip(["yes", "no lesion is seen"], scores, strict=True):
+        asked = samples[0].to_dict()
+        asked["messages"][-1]["content"] = [{"type": "text", "text": option}]
+        sample = medmvl.Sample.from_dict(asked)
+        with torch.no_grad():
+            mean = bundle.loss([sample]).item()
+        count = int((bundle.processor.encode(sample).branches[0].labels >= 0).sum())
+        assert score == pytest.approx(-mean * count, abs=1e-4)
+
+
+def test_logits_count_the_expanded_image(tmp_path: Path) -> None:
+    bundle, samples = make(tmp_path), make_samples(tmp_path)
+    logits = bundle.logits(samples[4])
+    text = [int(i) for i in bundle.processor.encode(samples[4]).branches[0].ids]
+    assert logits.shape == (len(text), LLM["vocab_size"])
+    assert sum(i == bundle.processor.placeholder_ids["image"] for i in text) == 2 * 16
+
+
+def test_what_is_no_bundle_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle"):
+        medmvl.load(tmp_path)
+    path = make(tmp_path).save(tmp_path / "bundle")
+    state = json.loads((path / "bundle.json").read_text())
+    (path / "bundle.json").write_text(json.dumps({**state, "format": 99}))
+    with pytest.raises(BundleError, match="format 99"):
+        medmvl.load(path)
+    named = json.loads(json.dumps(state))
+    named["model"]["towers"]["image"]["connector"] = "evil.package:Connector"
+    (path / "bundle.json").write_text(json.dumps(named))
+    with pytest.raises(BundleError, match=r"evil\.package:Connector.*allow_code"):
+        medmvl.load(path)
+    (path / "bundle.json").write_text(json.dumps(state))
+    weights = next(path.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(BundleError, match="cannot be read"):
+        medmvl.load(path)
+
+
+def test_full_disk_keeps_the_former_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, samples = make(tmp_path), make_samples(tmp_path)
+    path = bundle.save(tmp_path / "bundle")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("medmvl.bundle.save_torch_state_dict", full)
+    with pytest.raises(DiskFullError, match="intact"):
+        bundle.save(path)
+    assert torch.equal(medmvl.load(path).logits(samples[0]), bundle.logits(samples[0]))
+
+
+def test_bad_samples_are_named(tmp_path: Path) -> None:
+    bundle, samples = make(tmp_path), make_samples(tmp_path)
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:200])
+    with pytest.raises(SampleError, match=r"'3'.*b\.png"):
+        bundle.loss(samples)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(SampleError, match=r"'0'.*a\.png"):
+        bundle.generate(samples[:1])
