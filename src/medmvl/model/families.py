@@ -150,7 +150,12 @@ def compare(model: PreTrainedModel) -> str | None:
     positions = torch.tensor([list(layout.positions())])
     cache = DynamicCache()
     together = model(
-        inputs_embeds=row, position_ids=positions, layout=layout, past_key_values=cache, use_cache=True
+        inputs_embeds=row,
+        position_ids=positions,
+        layout=layout,
+        logits_to_keep=torch.arange(layout.length),
+        past_key_values=cache,
+        use_cache=True,
     ).logits[0]
     blind = model(inputs_embeds=row, position_ids=positions, use_cache=False).logits[0]
     decoded = _decode(model, cache, following)
