@@ -50,6 +50,7 @@ class Trial:
         references: id -> true answer as metrics take it.
         records: condition ("" = the real pictures, or a control's name) -> one record per answered question.
         excluded: samples that could not be asked.
+        roots: folders in which the source and its media lie.
     """
 
     task: Task
@@ -60,6 +61,7 @@ class Trial:
     references: dict[str, Parsed] = field(default_factory=dict)
     records: dict[str, list[Record]] = field(default_factory=dict)
     excluded: list[Excluded] = field(default_factory=list)
+    roots: tuple[str | Path, ...] = ()
 
     @classmethod
     def load(cls, task: Task, roots: Sequence[str | Path] = (), limit: int | None = None, seed: int = 0) -> "Trial":
@@ -67,7 +69,7 @@ class Trial:
 
         Args:
             task: what is asked.
-            roots: folders in which the source lies.
+            roots: folders in which the source and its media lie.
             limit: keep at most so many samples; a seed keeps the same patients in every task.
             seed: of the choice under `limit`.
 
@@ -75,9 +77,9 @@ class Trial:
             StoreError: no such source, split or sample.
         """
         source = find_source(task.source, roots)
-        store = SampleStore(source.folder, task.split, source.tasks)
+        store = SampleStore(source.folder, task.split, source.tasks, roots)
         told = {key: store.manifest[key] for key in _ABOUT if store.manifest.get(key)}
-        trial = cls(task, source, store.hash, {"name": source.folder.name, **told})
+        trial = cls(task, source, store.hash, {"name": source.folder.name, **told}, roots=tuple(roots))
         found = list(_readable(store, range(len(store)), trial._exclude_broken))
         for sample in found if limit is None else _some(found, limit, seed):
             try:
@@ -153,7 +155,7 @@ class Trial:
         broken: list[Exception] = []
         answers: list[Parsed] = []
         try:
-            store = SampleStore(self.source.folder, "train", self.source.tasks)
+            store = SampleStore(self.source.folder, "train", self.source.tasks, self.roots)
         except StoreError as error:
             _LOG.info("%s: the majority baseline knows the %s answers: %s", self.task.name, self.task.split, error)
             return answers

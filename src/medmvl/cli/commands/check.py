@@ -91,16 +91,17 @@ def _taken(stage: "Stage", sources: Sequence["Status"]) -> list[str]:
 
 
 def _build(recipe: "Recipe") -> "Built":
-    from medmvl.core.config import load
+    from medmvl.bundle import read_config
     from medmvl.model.build import build
-    from medmvl.model.config import ModelConfig
+    from medmvl.train.assemble import find_bundle
 
+    start = None if recipe.init_from is None else find_bundle(recipe.init_from)
     model = recipe.model
+    if model is None and start is not None:
+        model = read_config(start)
     if model is None:
-        from medmvl.bundle import read_config
-
-        model = read_config(str(recipe.init_from))
-    return build(load(ModelConfig, model.model_dump()), device="meta")
+        raise ValueError("the recipe names neither 'model' nor 'init_from'")
+    return build(model, device="meta")
 
 
 def _print_model(screen: "Console", recipe: "Recipe", built: "Built") -> None:
@@ -218,11 +219,13 @@ def _print_memory(
     visible = max(1, torch.cuda.device_count())
     number = devices or visible
     bf16 = run.precision == "bf16" or (run.precision == "auto" and torch.cuda.is_available())
-    table = _table("strategy", ">weights", ">gradients", ">optimizer", ">activations", ">GiB per device")
-    for name, need in memory(built.model, learns, run.row_tokens, bf16, run.activation_checkpointing, number).items():
+    needs = memory(built.model, learns, run.row_tokens, bf16, run.activation_checkpointing, number)
+    unit, unit_name = (_GIB, "GiB") if max(need.total for need in needs.values()) > _GIB else (_GIB / 1024, "MiB")
+    table = _table("strategy", ">weights", ">gradients", ">optimizer", ">activations", f">{unit_name} per device")
+    for name, need in needs.items():
         mark = "  <- this recipe" if name == run.strategy else ""
         cells = (need.weights, need.gradients, need.optimizer, need.activations, need.total)
-        table.add_row(name + mark, *(f"{value / _GIB:.2f}" for value in cells))
+        table.add_row(name + mark, *(f"{value / unit:.2f}" for value in cells))
     many = "1 device" if number == 1 else f"{number} devices"
     screen.print(
         f"memory, estimated for {many}, rows of {run.row_tokens:,} tokens, {'bf16' if bf16 else 'fp32'}"

@@ -1,0 +1,154 @@
+"""The commands on real files: convert, inspect, check, train, resume, predict, eval, chat."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medmvl.cli.main import main
+from medmvl.core import shipped
+
+
+@pytest.fixture(scope="module")
+def store(work: Path) -> Path:
+    out = work / "data" / "colours"
+    assert (
+        main(["data", "convert", "annotations", f"{work}/annotations.json", str(out), "--root", f"{work}/images"]) == 0
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundle(work: Path, store: Path) -> Path:
+    assert main(["train", f"{work}/recipe.yaml"]) == 0
+    return work / "run" / "bundle"
+
+
+def test_convert_and_inspect(work: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = work / "sheet.png"
+    command = ["data", "inspect", str(store), "--out", str(sheet), "-n", "4", "--root", f"{work}/images"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "colour" in shown and "24" in shown and str(sheet) in shown
+    assert sheet.stat().st_size > 1000
+
+
+def test_inspect_says_what_there_is(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "inspect", str(store), "--split", "tset"]) == 2
+    assert "train" in capsys.readouterr().err
+
+
+def test_convert_refuses_a_path_that_leaves(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": "x", "image": "../1.png", "conversations": [{"from": "human", "value": "<image> a"}]}]
+    (tmp_path / "bad.json").write_text(json.dumps(rows))
+    assert main(["data", "convert", "annotations", f"{tmp_path}/bad.json", f"{tmp_path}/out"]) == 2
+    assert "'x'" in (told := capsys.readouterr().err) and "leaves the given folders" in told
+    assert not (tmp_path / "out" / "train.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", shipped.names("recipes", ".yaml"))
+def test_check_of_shipped_recipes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["check", name, "--devices", "2"]) == 0
+    shown = capsys.readouterr().out
+    for said in (
+        "data",
+        "total",
+        "trainable",
+        "tokens:",
+        "steps:",
+        "zero3",
+        f"{name}: valid; before it can run, fetch",
+    ):
+        assert said in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_of_medm_vl_2d_has_the_known_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "medm_vl_2d"]) == 0
+    shown = capsys.readouterr().out
+    for number in ("3,085,938,688", "92,930,304", "5,771,264", "256 per image", "the tokenizer is not on this machine"):
+        assert number in shown
+
+
+def test_check_counts_what_is_at_hand(work: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", f"{work}/recipe.yaml", "stages.only.steps=null", "stages.only.epochs=3"]) == 0
+    shown = capsys.readouterr().out
+    assert "steps: 18 of 4 samples (3 epochs of 24)" in shown
+    assert "a sample has" in shown and "valid, and its data is here" in shown
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stages.only.data=[{source: nothing_known}]", "nothing_known"),
+        ("stages.only.data=[{source: colours, split: tset}]", "tset"),
+        ("model.towers.image.connector_options={dept: 1}", "depth"),
+        ("stages.only.tune={llm.modle: {mode: full, lr: 1e-3}}", "llm.modle"),
+        ("init_from=no/such/bundle", "no/such/bundle"),
+    ],
+)
+def test_check_tells_what_would_fail(
+    work: Path, store: Path, override: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", f"{work}/recipe.yaml", override]) == 2
+    assert said in (told := capsys.readouterr().err)
+    assert "Traceback" not in told
+
+
+def test_a_trained_bundle_can_be_checked_as_a_start(
+    work: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", f"{work}/recipe.yaml", "model=null", f"init_from={bundle}"]) == 0
+    assert "valid" in capsys.readouterr().out
+
+
+def test_a_run_is_not_overwritten_but_resumed(work: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"{work}/recipe.yaml"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["train", f"{work}/recipe.yaml", "--resume"]) == 0
+
+
+def test_predict(work: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(work / "images", tmp_path / "images")
+    (tmp_path / "images" / "2.png").unlink()
+    (tmp_path / "images" / "3.png").write_bytes((work / "images" / "3.png").read_bytes()[:100])
+    out = tmp_path / "deep" / "answers.jsonl"
+    command = ["predict", str(bundle), f"{work}/annotations.json", "--root", f"{tmp_path}/images", "--out", str(out)]
+    assert main([*command, "--max-new-tokens", "4"]) == 1
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"s{number}" for number in range(24)]
+    assert ["error" in row for row in rows] == [number in (2, 3) for number in range(24)]
+    assert rows[0]["reference"] == "red" and isinstance(rows[0]["prediction"], str)
+    assert "2 of 24" in capsys.readouterr().err
+
+
+def test_predict_says_what_is_no_bundle(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(work), f"{work}/annotations.json", "--root", f"{work}/images"]) == 2
+    assert "no bundle" in capsys.readouterr().err
+
+
+def test_eval(work: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "colour.yaml").write_text(
+        "name: mine/colour\nversion: '1.0'\ntitle: Colour\nfamily: classification\nsource: colours\nsplit: train\n"
+        "answer: text\nmetrics: [accuracy_strict]\ngeneration: {max_new_tokens: 4}\n"
+    )
+    command = ["eval", str(bundle), f"{tmp_path}/colour.yaml", "--data", f"{work}/data", "--data", f"{work}/images"]
+    assert main([*command, "--out", f"{tmp_path}/scores"]) == 0
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert scores["tasks"]["mine/colour"]["n"] == 24
+    assert "Colour" in (shown := capsys.readouterr().out) and "report.html" in shown
+
+
+def test_chat(work: Path, bundle: Path) -> None:
+    said = f"Which colour?\n/image nothing.png\n/image {work}/images/1.png\nAnd this?\n/new\n/what\nHello\n/quit\n"
+    command = [sys.executable, "-m", "medmvl", "chat", str(bundle), "--image", f"{work}/images/0.png"]
+    done = subprocess.run([*command, "--max-new-tokens", "4"], input=said, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("you: ") == 8
+    assert "no file 'nothing.png'" in done.stdout and "unknown command '/what'" in done.stdout
