@@ -92,6 +92,9 @@ class Engine:
             StrategyError: the module is not spread as asked.
         """
         self.plain = module
+        if self.strategy in ("fsdp2", "zero3"):
+            for parameter in module.parameters():  # neither can share out channels-last convolutions
+                parameter.data = parameter.data.contiguous()
         if self.strategy == "fsdp2":
             blocks = sorted(_block_names(module))
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = blocks
@@ -247,7 +250,9 @@ def _accelerator(strategy: str, precision: str, clip: float) -> Accelerator:
         # Not cpu=True: with it accelerate ignores DeepSpeed without a word. Without a backend it counts one process.
         backend = [InitProcessGroupKwargs(backend="gloo")] if on_cpu else []
         plugin = DeepSpeedPlugin(hf_ds_config=_zero3_config(precision, clip))
-        return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=backend)
+        accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=backend)
+        plugin.dschf = None  # while it lives, transformers builds every model in shares, the one for the bundle too
+        return accelerator
     if strategy != "fsdp2":
         return Accelerator(cpu=on_cpu)
     plugin = FullyShardedDataParallelPlugin(
