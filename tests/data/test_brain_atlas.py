@@ -205,9 +205,9 @@ def test_guessing_blindly_earns_little():
             kind = sample.task.split("/")[1]
             if kind == "choice":
                 kind += " finding" if "small bright lesion" in sample.messages[0].content[1].text else ""
-                text = sample.meta.choices["ABCD".index(sample.answer[1])]
+                text = sample.meta.choices["ABCD".index(sample.answer[-2])]
                 answers[kind + " text"][text] += 1
-                answers[f"choice of {len(sample.meta.choices)}"][sample.answer] += 1
+                answers[f"choice of {len(sample.meta.choices)}"][sample.answer[-3:]] += 1
             elif kind not in ("report", "rec"):
                 answers[kind][sample.answer] += 1
     share = {kind: max(counts.values()) / counts.total() for kind, counts in answers.items()}
