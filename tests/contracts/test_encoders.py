@@ -77,7 +77,17 @@ def saved(name: str, folder: Path) -> Path:
     """Write tiny random weights of a family with its preprocessor config, as on the hub."""
     fields = dict(FAMILIES[name][0])
     torch.manual_seed(0)
-    AutoModel.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields)).save_pretrained(folder)
+    model = AutoModel.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            torch.nn.init.kaiming_normal_(parameter)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        torch.nn.init.ones_(norm.weight)
+    if norms:  # weights and statistics as after training: a deep net's features fade to zero from the usual start
+        model.train()(torch.randn(8, 3, fields["image_size"], fields["image_size"]))
+    model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR | {"size": fields["image_size"]}))
     return folder
 
@@ -98,6 +108,7 @@ def check(encoder: Encoder) -> torch.Tensor:
 
     halved = copy.deepcopy(encoder).bfloat16()(pixels)
     assert halved.dtype == torch.bfloat16
+    assert tokens.norm() > 0.1
     assert (halved.float() - tokens).norm() < 0.1 * tokens.norm()
     return tokens
 
@@ -115,7 +126,8 @@ def test_family(name: str, tmp_path: Path) -> None:
     again.load_state_dict(encoder.state_dict())
     again.train().eval()
     torch.manual_seed(1)
-    assert torch.equal(again(torch.randn(2, 3, *encoder.spec.size)), tokens), "state does not travel"
+    # Not bit for bit: weights mapped from a file lie at other addresses, where kernels round differently.
+    torch.testing.assert_close(again(torch.randn(2, 3, *encoder.spec.size)), tokens, rtol=0, atol=1e-5)
 
     patches = build_encoder(TowerConfig(encoder=folder, tokens="patches"))
     torch.testing.assert_close(check(patches), tokens[:, class_tokens:])

@@ -68,6 +68,7 @@ def test_from_folders(llm: str, encoder: str) -> None:
     assert built.tokenizer(["w5", "w7"], is_split_into_words=True).input_ids == [5, 7]
     source = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
     assert all(torch.equal(p, q) for p, q in zip(built.model.llm.parameters(), source.parameters(), strict=True))
+    assert all(p.data_ptr() % 64 == 0 for p in built.model.parameters()), "still where the file puts them"
     assert not built.model.training
     assert tower(torch.randn(2, 3, 32, 32)).shape == (2, 17, 32)
 

@@ -58,6 +58,7 @@ def build(
         towers = {name: _tower(name, tower, width, meta) for name, tower in config.towers.items()}
     # The LLM has its dtype already; casting it again would round its rotary frequencies, which stay in fp32.
     model = VLM(llm, {name: tower.to(dtype=dtype) for name, tower in towers.items()}).to(device).eval()
+    _align(model)
     return Built(model, tokenizer, _self_contained(config, model))
 
 
@@ -91,6 +92,17 @@ def _tokenizer(config: ModelConfig, meta: bool) -> PreTrainedTokenizerBase | Non
             f"llm.tokenizer: {source} holds no tokenizer that transformers can read "
             f"({str(error).splitlines()[0]}); name another folder or hub name as `llm.tokenizer`"
         ) from error
+
+
+def _align(model: VLM) -> None:
+    """Move weights out of the file they were mapped from, to memory as torch allocates it.
+
+    A safetensors file puts tensors at any multiple of 8 bytes, and kernels round differently there: a run that started
+    from a file would not be bit-identical to the same run resumed from a checkpoint.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def _self_contained(config: ModelConfig, model: VLM) -> ModelConfig:
