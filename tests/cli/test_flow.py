@@ -91,6 +91,7 @@ def test_check_counts_what_is_at_hand(work: Path, store: Path, capsys: pytest.Ca
         ("model.towers.image.connector_options={dept: 1}", "depth"),
         ("stages.only.tune={llm.modle: {mode: full, lr: 1e-3}}", "llm.modle"),
         ("init_from=no/such/bundle", "no/such/bundle"),
+        ("run.max_tokens=40", "24 of 24 samples looked at cannot be used"),
     ],
 )
 def test_check_tells_what_would_fail(
@@ -99,6 +100,17 @@ def test_check_tells_what_would_fail(
     assert main(["check", f"{work}/recipe.yaml", override]) == 2
     assert said in (told := capsys.readouterr().err)
     assert "Traceback" not in told
+
+
+def test_check_finds_missing_files(work: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(store, tmp_path / "colours")
+    shutil.copytree(work / "images", tmp_path / "colours" / "images")
+    (tmp_path / "colours" / "images" / "5.png").unlink()
+    text = (tmp_path / "colours" / "train.jsonl").read_text().replace(str(work), str(tmp_path / "colours"))
+    (tmp_path / "colours" / "train.jsonl").write_text(text)
+    assert main(["check", f"{work}/recipe.yaml", f"run.data_roots=['{tmp_path}']"]) == 2
+    shown = capsys.readouterr()
+    assert "refused: 1 of 24" in shown.out and "5.png" in shown.err and "no such file" in shown.err
 
 
 def test_a_trained_bundle_can_be_checked_as_a_start(

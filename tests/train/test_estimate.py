@@ -93,6 +93,10 @@ def test_weights_gradients_and_moments() -> None:
     one = memory(model, trainable, TOKENS, bf16=True, devices=4)
     assert (one["single"].gradients, one["single"].optimizer) == (4 * learns, 8 * learns)
     assert one["single"].weights == 4 * learns + 2 * fixed + 2 * learns
+    later = memory(model, trainable, TOKENS, bf16=True, halved=[])
+    assert later["single"].weights == 4 * learns + 4 * fixed + 2 * learns
+    alone = memory(model, trainable, TOKENS, bf16=True, running=["image.encoder"])
+    assert alone["single"].gradients == 0 and alone["single"].weights < 2 * fixed
     assert one["ddp"].gradients == 2 * one["single"].gradients
     for strategy in ("fsdp2", "zero3"):
         assert one[strategy].optimizer == one["single"].optimizer // 4

@@ -17,7 +17,7 @@ USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code; an error of the ValueError family is a message, not a traceback."""
+    """Run one verb and return the exit code; a ValueError (or OSError) is a message, not a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -60,7 +60,7 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
         app(arguments, prog_name=f"medmvl {verb}")
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if debug:
             raise
         print(f"medmvl {verb}: {error}", file=sys.stderr)

@@ -1,11 +1,12 @@
 """What a stage needs per device, in bytes: an estimate from shapes (the meta device will do) before it starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from medmvl.model.tune import parts
 from medmvl.model.vlm import VLM
 
 STRATEGIES = ("single", "ddp", "fsdp2", "zero3")
@@ -36,12 +37,15 @@ def memory(
     bf16: bool,
     checkpointing: Sequence[str] = (),
     devices: int = 1,
+    running: Collection[str] | None = None,
+    halved: Collection[str] | None = None,
 ) -> dict[str, Memory]:
     """Return the memory per device of one stage under every strategy.
 
     Weights that learn, their gradients and both moments of AdamW are fp32; bf16 is autocast, which keeps a bf16 copy of
-    each weight in use; frozen parts are stored in bf16. DDP holds the gradients twice (its buckets). FSDP2 and ZeRO-3
-    share all of it among the devices and gather a block at a time. Activations are those of one full row.
+    each weight in use; parts that never learn in full are stored in bf16. DDP holds the gradients twice (its buckets).
+    FSDP2 and ZeRO-3 share all of it among the devices and gather a block at a time. Activations are those of one full
+    row.
 
     Args:
         model: on any device, tuning applied.
@@ -50,38 +54,45 @@ def memory(
         bf16: precision bf16 (else fp32).
         checkpointing: patterns over the parts that recompute their activations.
         devices: how many share the run.
+        running: parts that the stage's objective uses at all; None for all.
+        halved: parts that no stage trains in full, stored in bf16; None for those that this stage does not train.
     """
-    learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    stored = learns * _MASTER + fixed * (_HALF if bf16 else _MASTER)
+    modules = {part: module for part, module in parts(model).items() if running is None or part in running}
+    halved = [part for part, learns in trainable.items() if not learns] if halved is None else halved
+    learns = stored = 0
+    for part, module in modules.items():
+        learning = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        fixed = sum(parameter.numel() for parameter in module.parameters()) - learning
+        learns += learning
+        stored += learning * _MASTER + fixed * (_HALF if bf16 and part in halved else _MASTER)
     copies = learns * _HALF if bf16 else 0
-    in_use = 2 * max(_largest_block(model), _ends(model)) * (_HALF if bf16 else _MASTER)
+    in_use = 2 * _largest_unit(modules.values()) * (_HALF if bf16 else _MASTER)
     gradients, moments = learns * _MASTER, learns * _MOMENTS
-    activations = _activations(model, trainable, row_tokens, bf16, checkpointing)
+    activations = sum(
+        _kept_by(part, model, trainable, row_tokens, _HALF if bf16 else _MASTER, checkpointing) for part in modules
+    )
     single = Memory(stored + copies, gradients, moments, activations)
     ddp = Memory(stored + copies, 2 * gradients, moments, activations)
     sharded = Memory(stored // devices + in_use, gradients // devices, moments // devices, activations)
     return {"single": single, "ddp": ddp, "fsdp2": sharded, "zero3": sharded}
 
 
-def _activations(
-    model: VLM, trainable: Mapping[str, bool], row_tokens: int, bf16: bool, checkpointing: Sequence[str]
+def _kept_by(
+    part: str, model: VLM, trainable: Mapping[str, bool], row_tokens: int, value: int, checkpointing: Sequence[str]
 ) -> int:
-    """Bytes kept between forward and backward of one row, logits included."""
-    value = _HALF if bf16 else _MASTER
-    vocabulary = model.llm.get_input_embeddings().num_embeddings
-    # The logits, their fp32 copy and its gradient.
-    total = row_tokens // _SUPERVISED * vocabulary * (value + 2 * _MASTER)
-    total += _kept(model.llm, row_tokens, value, trainable["llm"], _matches("llm", checkpointing))
-    for name, tower in model.towers.items():
-        media = max(1, row_tokens // (tower.num_tokens + _PROMPT))
-        tokens = media * tower.encoder.num_tokens
-        encoder, connector = trainable[f"{name}.encoder"], trainable[f"{name}.connector"]
-        if encoder:  # below the lowest part that learns, nothing is kept
-            total += _kept(tower.encoder, tokens, value, True, _matches(f"{name}.encoder", checkpointing))
-        if encoder or connector:
-            total += _kept(tower.connector, tokens, value, connector, _matches(f"{name}.connector", checkpointing))
-    return total
+    """Bytes that a part keeps between forward and backward of one row; with the LLM, those of the logits."""
+    recomputed = any(fnmatchcase(part, pattern) for pattern in checkpointing)
+    if part == "llm":
+        vocabulary = model.llm.get_input_embeddings().num_embeddings
+        # The logits, their fp32 copy and its gradient.
+        logits = row_tokens // _SUPERVISED * vocabulary * (value + 2 * _MASTER)
+        return logits + _kept(model.llm, row_tokens, value, trainable[part], recomputed)
+    name, _, kind = part.partition(".")
+    if not trainable[f"{name}.encoder"] and not (kind == "connector" and trainable[part]):
+        return 0  # below the lowest part that learns, nothing is kept
+    tower = model.towers[name]
+    media = max(1, row_tokens // (tower.num_tokens + _PROMPT))
+    return _kept(parts(model)[part], media * tower.encoder.num_tokens, value, trainable[part], recomputed)
 
 
 def _kept(module: nn.Module, tokens: int, value: int, learns: bool, recomputed: bool) -> int:
@@ -89,7 +100,8 @@ def _kept(module: nn.Module, tokens: int, value: int, learns: bool, recomputed: 
 
     A linear layer or convolution that learns keeps its input, and what comes after keeps its output; a norm keeps its
     input in fp32 and its output. Recomputing keeps the input of each block, and one block as if it were not recomputed.
-    The LLM's head is left out: it sees few tokens.
+    The LLM's head is left out: it sees few tokens. A convolutional encoder counts as if all its layers had the final
+    grid, so it needs more than this says.
     """
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
 
@@ -121,16 +133,11 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
-def _largest_block(model: VLM) -> int:
-    parts = [model.llm, *(tower.encoder for tower in model.towers.values())]
-    blocks = [block for part in parts for block in _blocks(part)]
-    return max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0)
+def _largest_unit(modules: Iterable[nn.Module]) -> int:
+    """Parameters of the largest block, or of an embedding table, which are gathered whole."""
+    units = [unit for module in modules for unit in (*_blocks(module), *_tables(module))]
+    return max((sum(parameter.numel() for parameter in unit.parameters()) for unit in units), default=0)
 
 
-def _ends(model: VLM) -> int:
-    """Parameters of the embedding, which is gathered whole."""
-    return model.llm.get_input_embeddings().weight.numel()
-
-
-def _matches(part: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(part, pattern) for pattern in patterns)
+def _tables(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, nn.Embedding)]

@@ -1,7 +1,7 @@
 """`medmvl check`: a recipe run dry."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,9 +11,10 @@ from medmvl.cli.screen import console, new_app
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from medmvl.core.schema import Sample
     from medmvl.model.build import Built
-    from medmvl.train.recipe import Recipe, Stage
-    from medmvl.train.sources import Status
+    from medmvl.train.recipe import Data, Recipe, Stage
+    from medmvl.train.sources import Looked, Status
 
 app = new_app()
 _SAMPLES = 64  # encoded to count text tokens
@@ -47,12 +48,12 @@ def check(
     held_out = [status(d, settings.run.data_roots) for s in settings.stages if s.validation for d in s.validation.data]
     built = _build(settings)
     _print_model(screen, settings, built)
+    every = [*(one for sources in found for one in sources), *held_out]
+    fatal = [f"{one.data.source} ({one.data.split}): {one.note}" for one in every if one.fatal]
     for stage, sources in zip(settings.stages, found, strict=True):
-        _print_stage(screen, settings, stage, sources, built, devices)
-    fatal = [one for one in (*(one for sources in found for one in sources), *held_out) if one.fatal]
+        fatal += _print_stage(screen, settings, stage, sources, built, devices)
     if fatal:
-        lines = [f"{one.data.source} ({one.data.split}): {one.note}" for one in fatal]
-        raise ValueError("\n  ".join([f"{recipe} cannot run on this machine as it is", *lines]))
+        raise ValueError("\n  ".join([f"{recipe} cannot run on this machine as it is", *fatal]))
     missing = sorted({one.data.source for sources in found for one in sources if one.store is None})
     verdict = f"valid; before it can run, fetch: {', '.join(missing)}" if missing else "valid, and its data is here"
     screen.print(f"{recipe}: {verdict}", soft_wrap=True)
@@ -138,41 +139,52 @@ def _print_stage(
     sources: Sequence["Status"],
     built: "Built",
     devices: int | None,
-) -> None:
+) -> list[str]:
+    """Print what a stage trains, reads and needs; return what would stop it."""
     from medmvl.model import tune
+    from medmvl.model.config import matches
+    from medmvl.train.sources import look
 
     table = tune.apply(built.model, stage.tune)
+    looked = look(sources, _SAMPLES, _counter(recipe, stage, built))
     screen.print(f"\n[bold]stage {stage.name}[/bold] ({stage.objective})")
     screen.print(str(table), highlight=False, markup=False)
-    screen.print(_tokens(recipe, stage, sources, built), markup=False, soft_wrap=True)
+    screen.print(_tokens(recipe, stage, looked, built), markup=False, soft_wrap=True)
+    if looked.refused:
+        some = f"{len(looked.refused)} of {len(looked.refused) + len(looked.tokens)} samples looked at"
+        screen.print(f"refused: {some}, as {looked.refused[0]}", markup=False, soft_wrap=True)
     screen.print(_steps(stage, sources), markup=False, soft_wrap=True)
     learns = {
         part: any(row.trainable for row in table.rows if row.part.startswith(part)) for part in tune.parts(built.model)
     }
-    _print_memory(screen, recipe, built, learns, devices)
+    running = None if stage.objective == "chat" else [part for part in learns if part.endswith(".encoder")]
+    in_full = [pattern for one in recipe.stages for pattern, rule in one.tune.items() if rule.mode == "full"]
+    halved = [part for part in learns if not any(matches([part], pattern) for pattern in in_full)]
+    _print_memory(screen, recipe, built, learns, devices, running, halved)
+    if looked.share_refused <= recipe.run.max_refused:
+        return []
+    limit = f"more than run.max_refused {recipe.run.max_refused:g} allows"
+    return [f"stage {stage.name}: {some} cannot be used, {limit}; the first is {looked.refused[0]}"]
 
 
-def _tokens(recipe: "Recipe", stage: "Stage", sources: Sequence["Status"], built: "Built") -> str:
+def _tokens(recipe: "Recipe", stage: "Stage", looked: "Looked", built: "Built") -> str:
     media = ", ".join(f"{tower.num_tokens} per {name}" for name, tower in built.model.towers.items()) or "no media"
     head = f"tokens: {media}"
     if stage.objective != "chat":
-        return f"{head}; text is not read in this stage"
+        return f"{head}; text is not counted for objective {stage.objective}"
     if built.tokenizer is None:
         return f"{head}; text not counted: the tokenizer is not on this machine"
-    stores = [one.store for one in sources if one.store is not None]
-    if not stores:
-        return f"{head}; text not counted: no data at hand"
-    counts = _counted(recipe, stage, sources, built)
-    if not counts:
-        return f"{head}; text not counted: none of the first samples fits in max_tokens {recipe.run.max_tokens}"
-    mean = sum(counts) / len(counts)
-    seen = f"{mean:.0f} in all, {max(counts)} at most, among {len(counts)} looked at"
+    if not looked.tokens:
+        return f"{head}; text not counted: no usable sample at hand"
+    mean = sum(looked.tokens) / len(looked.tokens)
+    seen = f"{mean:.0f} in all, {max(looked.tokens)} at most, among {len(looked.tokens)} looked at"
     return f"{head}; a sample has {seen} (limit {recipe.run.max_tokens})"
 
 
-def _counted(recipe: "Recipe", stage: "Stage", sources: Sequence["Status"], built: "Built") -> list[int]:
-    """Return the tokens of some samples of each source, media included; without shared images."""
-    from medmvl.core.schema import SampleError
+def _counter(recipe: "Recipe", stage: "Stage", built: "Built") -> Callable[["Sample", "Data"], int]:
+    """Return what counts a sample's tokens, media included; 0 where there is no tokenizer or no chat."""
+    if built.tokenizer is None or stage.objective != "chat":
+        return lambda sample, data: 0
     from medmvl.processing.processor import Processor, TowerInput
     from medmvl.train.feed import without_media
 
@@ -180,19 +192,13 @@ def _counted(recipe: "Recipe", stage: "Stage", sources: Sequence["Status"], buil
         name: TowerInput(tower.placeholder, name, tower.num_tokens, tower.encoder.spec)
         for name, tower in built.model.towers.items()
     }
-    template = stage.template or (recipe.model.template if recipe.model else built.config.template)
+    template = stage.template or built.config.template
     processor = Processor(built.tokenizer, template, towers, max_tokens=recipe.run.max_tokens)
-    counts: list[int] = []
-    for one in sources:
-        store = one.store or ()
-        for row in range(0, len(store), max(1, len(store) // _SAMPLES)):
-            try:
-                sample = store[row]
-                sample = without_media(sample) if one.data.media == "drop" else sample
-                counts.append(processor.encode(sample).num_tokens)
-            except SampleError:
-                continue
-    return counts
+
+    def count(sample: "Sample", data: "Data") -> int:
+        return processor.encode(without_media(sample) if data.media == "drop" else sample).num_tokens
+
+    return count
 
 
 def _steps(stage: "Stage", sources: Sequence["Status"]) -> str:
@@ -209,7 +215,13 @@ def _steps(stage: "Stage", sources: Sequence["Status"]) -> str:
 
 
 def _print_memory(
-    screen: "Console", recipe: "Recipe", built: "Built", learns: Mapping[str, bool], devices: int | None
+    screen: "Console",
+    recipe: "Recipe",
+    built: "Built",
+    learns: Mapping[str, bool],
+    devices: int | None,
+    running: Sequence[str] | None,
+    halved: Sequence[str],
 ) -> None:
     import torch
 
@@ -219,7 +231,7 @@ def _print_memory(
     visible = max(1, torch.cuda.device_count())
     number = devices or visible
     bf16 = run.precision == "bf16" or (run.precision == "auto" and torch.cuda.is_available())
-    needs = memory(built.model, learns, run.row_tokens, bf16, run.activation_checkpointing, number)
+    needs = memory(built.model, learns, run.row_tokens, bf16, run.activation_checkpointing, number, running, halved)
     unit, unit_name = (_GIB, "GiB") if max(need.total for need in needs.values()) > _GIB else (_GIB / 1024, "MiB")
     table = _table("strategy", ">weights", ">gradients", ">optimizer", ">activations", f">{unit_name} per device")
     for name, need in needs.items():
