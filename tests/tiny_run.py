@@ -63,7 +63,9 @@ def write_data(root, pictures=24, text_only=6):
         )
     written = [Sample.from_dict(one, root=folder) for one in samples]
     write_samples(folder, written, name="squares", version="1", licence="none")
-    texts = [part["text"] for one in samples for message in one["messages"] for part in message["content"] if "text" in part]
+    texts = [
+        part["text"] for one in samples for message in one["messages"] for part in message["content"] if "text" in part
+    ]
     train_tokenizer(texts, 320, root / "tokenizer")
     return written
 
@@ -85,7 +87,11 @@ def model(root, **llm):
     return {
         "llm": {"architecture": architecture, "tokenizer": str(Path(root) / "tokenizer")},
         "towers": {
-            "image": {"encoder": "conv", "encoder_options": {"channels": [8, 8, 8], "image_size": SIDE}, "connector": "mlp"}
+            "image": {
+                "encoder": "conv",
+                "encoder_options": {"channels": [8, 8, 8], "image_size": SIDE},
+                "connector": "mlp",
+            }
         },
     }
 

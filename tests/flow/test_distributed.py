@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from medmvl.train.assemble import Place, plan_stage, start_bundle
+import tiny_run
 from medmvl.model import tune
+from medmvl.train.assemble import Place, plan_stage, start_bundle
 from medmvl.train.recipe import Recipe
 from medmvl.train.run import train
 

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-import tiny_run
 import torch
 from safetensors.torch import load_file
 
+import tiny_run
 from medmvl.train.loop import TERMINATED
 from medmvl.train.run import train
 

@@ -7,7 +7,15 @@ import torch
 
 from medmvl.core.atomic import DiskFullError
 from medmvl.train import checkpoint
-from medmvl.train.checkpoint import Best, CheckpointError, Checkpoints, Progress, fingerprint, read_progress, read_tensors
+from medmvl.train.checkpoint import (
+    Best,
+    CheckpointError,
+    Checkpoints,
+    Progress,
+    fingerprint,
+    read_progress,
+    read_tensors,
+)
 
 
 class OneRank:
@@ -61,7 +69,7 @@ def test_full_disk_leaves_the_former_checkpoint(tmp_path):
     # the operating system refuses every file above 64 KiB from here on, in the middle of the write
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
     try:
-        with pytest.raises(DiskFullError, match="step-00000002.*free.*intact"):
+        with pytest.raises(DiskFullError, match=r"step-00000002.*free.*intact"):
             save(checkpoints, 2, size=10**6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

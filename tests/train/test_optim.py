@@ -1,6 +1,7 @@
 """Schedule, optimizer groups, and why trained weights are float32."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ def test_schedule_rises_then_falls_and_never_stops_learning(steps, warmup):
     factors = [schedule(step, steps, warmup) for step in range(steps)]
     rising = math.ceil(warmup * steps) if warmup < 1 else min(int(warmup), steps)
     assert all(0 < factor <= 1 for factor in factors)
-    assert all(a < b for a, b in zip(factors[:rising], factors[1:rising], strict=False))
-    assert all(a >= b for a, b in zip(factors[rising:], factors[rising + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(factors[:rising]))
+    assert all(a >= b for a, b in pairwise(factors[rising:]))
     assert rising == 0 or math.isclose(factors[rising - 1], 1.0)
 
 

@@ -198,13 +198,16 @@ class ChatPreparer:
         for group in step.groups:
             seed = (*self.seed, step.after.epoch, *group[0])
             for item in group:
+                name = None
                 try:
                     sample = self.read(item)
+                    name = sample.id
                     if self.drop_media[item[0]]:
                         sample = without_media(sample)
                     encoded.append(self.processor.encode(sample, self.augmentation, seed, pool))
                 except SampleError as error:
-                    refused.append(_refusal(error))
+                    # A picture that several samples share names the first of them.
+                    refused.append(Refusal(name or error.sample_id, text_of(error.path), error.message))
         return encoded, refused
 
     def _rows(self, encoded: list[Encoded]) -> list[Row]:
@@ -255,10 +258,6 @@ def without_media(sample: Sample) -> Sample:
         raise SampleError("it has no text", sample.id)
     meta = sample.meta.model_copy(update={"boxes": ()})
     return sample.model_copy(update={"messages": tuple(messages), "meta": meta})
-
-
-def _refusal(error: SampleError) -> Refusal:
-    return Refusal(error.sample_id, text_of(error.path), error.message)
 
 
 def text_of(path: object) -> str | None:

@@ -323,7 +323,9 @@ def _recompute(bundle: Bundle, patterns: Sequence[str]) -> None:
             raise RunError(
                 f"run.activation_checkpointing: {part} ({type(module).__name__}) cannot recompute; leave it out"
             )
-        able[0].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # the second is the older name, for transformers that do not know the first
+        enable = getattr(able[0], "activation_checkpointing_enable", None) or able[0].gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
 
 def _open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
