@@ -230,6 +230,26 @@ def test_missing_weights_are_named_but_a_missing_head_does_no_harm(tmp_path: Pat
         build_encoder(TowerConfig(encoder=folder))
 
 
+def test_damaged_or_misfit_weights_are_told(tmp_path: Path) -> None:
+    folder = save(build(SIGLIP).model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(EncoderError, match="weights cannot be read"):
+        build_encoder(TowerConfig(encoder=folder))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(EncoderError, match="weights cannot be read"):
+        build_encoder(TowerConfig(encoder=folder))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, lambda: torch.device("meta")])
+def test_any_context_may_build(context: type) -> None:
+    architecture = {"model_type": "siglip2_vision_model", **VIT, "num_patches": 16}
+    with context():
+        assert len(build(architecture, layer=-2).reachable()) == 3 + 2 * 16
+
+
 def test_a_checkpoint_that_brings_code_is_refused(tmp_path: Path) -> None:
     config = {"model_type": "my_vit", "auto_map": {"AutoConfig": "code.MyConfig", "AutoModel": "code.MyModel"}}
     (tmp_path / "config.json").write_text(json.dumps(config))

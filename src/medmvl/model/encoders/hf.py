@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
@@ -209,16 +210,19 @@ def _random(config: PretrainedConfig) -> PreTrainedModel:
 
 def _load_weights(folder: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, set[str]]:
     """Load float32 weights; return the model and the names of parameters that the checkpoint does not have."""
-    with _quiet():
-        model, info = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    return model, set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    try:
+        with _quiet():
+            model, info = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise EncoderError(f"{folder}: its weights cannot be read: {str(error).splitlines()[0]}") from error
+    return model, set(info["missing_keys"])
 
 
 def _check_missing(encoder: HFEncoder, missing: set[str], folder: Path) -> None:
@@ -226,8 +230,7 @@ def _check_missing(encoder: HFEncoder, missing: set[str], folder: Path) -> None:
     needed = sorted(f"model.{name}" for name in missing if f"model.{name}" in encoder.reachable())
     if needed:
         raise EncoderError(
-            f"{folder} lacks {len(needed)} weights of {encoder.model.config.model_type!r} "
-            f"or has them in another shape: {', '.join(needed[:3])}"
+            f"{folder} lacks {len(needed)} weights of {encoder.model.config.model_type!r}: {', '.join(needed[:3])}"
         )
 
 
@@ -290,7 +293,7 @@ def _naflex_inputs(pixels: Tensor, patch: int) -> dict[str, Any]:
         "pixel_values": patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),
         # Every patch is real, so no mask; shapes stay on the CPU, where the model reads them as numbers.
         "pixel_attention_mask": None,
-        "spatial_shapes": torch.tensor([[rows, columns]] * batch),
+        "spatial_shapes": torch.tensor([[rows, columns]] * batch, device="cpu"),
     }
 
 
@@ -308,6 +311,8 @@ def _select(tokens: Tensor, prefix: int, class_tokens: int) -> Tensor:
     return torch.cat([tokens[:, :class_tokens], tokens[:, prefix:]], dim=1) if class_tokens else tokens[:, prefix:]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _probe(config: PretrainedConfig, spec: VisionSpec, layer: int, tokens: str, final_norm: bool) -> Feature:
     """Run the architecture once on the meta device, and follow the feature's gradient back."""
     try:
