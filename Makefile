@@ -29,7 +29,6 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "installing medmvl[demo,dev,deepspeed] into $(VENV)"
 	@$(PIP) --editable ".[demo,dev]"
-	@$(PIP) setuptools wheel
 	@$(PIP) --no-build-isolation --editable ".[deepspeed]"
 	@touch $@
 
