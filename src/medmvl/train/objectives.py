@@ -103,25 +103,10 @@ def learns(preparer: ChatPreparer | PicturePreparer) -> str:
     return "tokens" if isinstance(preparer, ChatPreparer) else "labels"
 
 
-class AttributeHead(nn.Module):
-    """Classifies a picture from its tokens: one learned query attends to them, beside it stands their mean."""
-
-    def __init__(self, width: int, outputs: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.query = nn.Parameter(torch.randn(width) / math.sqrt(width))
-        self.output = nn.Linear(2 * width, outputs)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return [B, outputs] of tokens [B, N, width]."""
-        tokens = self.norm(tokens)
-        weights = (tokens @ self.query / math.sqrt(tokens.shape[-1])).softmax(dim=-1)
-        attended = torch.einsum("bn,bnw->bw", weights, tokens)
-        return self.output(torch.cat([attended, tokens.mean(dim=1)], dim=-1))
-
-
 class Heads(nn.Module):
     """An encoder with one small classifier per attribute, and one that points at the box.
+
+    Each has a learned query that attends to the tokens; beside what it finds stands the tokens' mean.
 
     Args:
         encoder: pixels [B, ...] to tokens [B, N, width].
@@ -133,8 +118,11 @@ class Heads(nn.Module):
     def __init__(self, encoder: nn.Module, width: int, classes: Mapping[str, Sequence[str]], box: bool) -> None:
         super().__init__()
         self.encoder = encoder
-        self.heads = nn.ModuleList(AttributeHead(width, len(values)) for values in classes.values())
-        self.box = AttributeHead(width, 4) if box else None
+        sizes = [len(values) for values in classes.values()] + [4] * box
+        self.norm = nn.LayerNorm(width)
+        self.queries = nn.Parameter(torch.randn(len(sizes), width) / math.sqrt(width))
+        self.outputs = nn.ModuleList(nn.Linear(2 * width, size) for size in sizes)
+        self.with_box = box
 
     def forward(self, pixels: Tensor, labels: Tensor, boxes: Tensor) -> Output:
         """Compute the loss.
@@ -144,21 +132,27 @@ class Heads(nn.Module):
             labels: long [B, A], -1 where an attribute is not known.
             boxes: [B, 4] corners as shares of the sides, NaN where there is none.
         """
-        tokens = self.encoder(pixels)
+        answers = self._answers(self.norm(self.encoder(pixels)))
         losses, hits = [], []
-        for index, head in enumerate(self.heads):
-            logits, wanted = head(tokens).float(), labels[:, index]
+        for logits, wanted in zip(answers, labels.unbind(dim=1), strict=False):
             losses.append(F.cross_entropy(logits, wanted, ignore_index=-1, reduction="none"))
             hits.append(torch.where(wanted < 0, -1, (logits.argmax(-1) == wanted).long()))
-        if self.box is not None:
+        if self.with_box:
             known = ~boxes.isnan().any(dim=1)
-            corners = self.box(tokens).float().sigmoid()
+            corners = answers[-1].sigmoid()
             away = (corners - boxes.nan_to_num()).abs().sum(dim=1)
             losses.append(torch.where(known, away, 0.0))
             inside = _overlap(corners.detach(), boxes.nan_to_num()) >= 0.5
             hits.append(torch.where(known, inside.long(), -1))
         table = torch.stack(losses, dim=1)
         return Output(table.sum(), table, torch.stack(hits, dim=1))
+
+    def _answers(self, tokens: Tensor) -> list[Tensor]:
+        """Return fp32 [B, outputs] of every head, given tokens [B, N, width]."""
+        weights = (tokens @ self.queries.T / math.sqrt(tokens.shape[-1])).softmax(dim=1)
+        attended = weights.transpose(1, 2) @ tokens
+        seen = torch.cat([attended, tokens.mean(dim=1, keepdim=True).expand_as(attended)], dim=-1)
+        return [output(seen[:, index]).float() for index, output in enumerate(self.outputs)]
 
 
 def _overlap(first: Tensor, second: Tensor) -> Tensor:
