@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -43,7 +44,7 @@ def settings(root, name, *stages, **run):
 
 @pytest.fixture(scope="module")
 def alone(root):
-    return weights(train(settings(root, "alone", *STAGES)))
+    return train(settings(root, "alone", *STAGES, save_every=1, keep_last=9))
 
 
 def weights(folder):
@@ -59,7 +60,7 @@ def launch(root, name, *stages, **run):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
-        [*command, "-m", "medmvl.train.run", str(path)],
+        [*command, "-m", "medmvl.train.run", str(path), "--resume"],
         env=environment,
         timeout=LIMIT,
         capture_output=True,
@@ -84,18 +85,26 @@ def test_one_rank_sees_pictures_the_other_text(root):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
 def test_two_processes_learn_what_one_does(root, alone, strategy):
+    """They go on from one process's checkpoint after the first step, and one process goes on from theirs."""
     if strategy == "zero3":
         pytest.importorskip("deepspeed")
-    done = launch(root, strategy, *STAGES, strategy=strategy)
+    folder = root / strategy
+    shutil.copytree(alone / "checkpoints/step-00000001", folder / "checkpoints/step-00000001")
+    done = launch(root, strategy, *STAGES, strategy=strategy, save_every=4, keep_last=9)
     assert done.returncode == 0, done.stderr[-4000:]
-    spread = weights(root / strategy)
-    assert spread.keys() == alone.keys()
-    assert max(float((spread[name] - alone[name]).abs().max()) for name in alone) <= 1e-6
-    start = weights_at_start(root)
-    assert max(float((start[name] - alone[name]).abs().max()) for name in alone) > 1e-3
+    expected = weights(alone)
+    assert furthest(weights(folder), expected) <= 1e-6
+    assert furthest(weights_at_start(root), expected) > 1e-3
+    shutil.rmtree(folder / "checkpoints/step-00000007")
+    assert furthest(weights(train(settings(root, strategy, *STAGES, keep_last=9), resume=True)), expected) <= 1e-6
+
+
+def furthest(one, other):
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 def weights_at_start(root):
     recipe = Recipe.load(settings(root, "unused", *STAGES))
     torch.manual_seed(recipe.run.seed)
-    return dict(start_bundle(recipe).model.state_dict())
+    return {name: tensor.detach() for name, tensor in start_bundle(recipe).model.named_parameters()}
