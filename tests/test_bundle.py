@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chat_families import tokenizer_of
 from PIL import Image
 
 import medmvl
+from chat_families import tokenizer_of
 from medmvl.bundle import BundleError
 from medmvl.core.atomic import DiskFullError
 from medmvl.core.schema import SampleError
@@ -20,10 +20,11 @@ from medmvl.model.config import TuneRule
 
 WIDTH = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 LLM = {"model_type": "qwen2", "vocab_size": 512, "num_key_value_heads": 1, **WIDTH}
+PICTURE = {"image_size": 32, "patch_size": 8, **WIDTH}
 ENCODERS = {
-    "siglip": {"encoder": {"architecture": {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8, **WIDTH}}},
+    "siglip": {"encoder": {"architecture": {"model_type": "siglip_vision_model", **PICTURE}}},
     "clip": {
-        "encoder": {"architecture": {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 8, **WIDTH}},
+        "encoder": {"architecture": {"model_type": "clip_vision_model", **PICTURE}},
         "layer": -2,
         "tokens": "patches",
     },
@@ -61,7 +62,9 @@ def make_samples(folder: Path) -> list[medmvl.Sample]:
     return found
 
 
-@pytest.mark.parametrize(("encoder", "connector"), [*((e, "mlp") for e in ENCODERS), *(("siglip", c) for c in CONNECTORS)])
+@pytest.mark.parametrize(
+    ("encoder", "connector"), [*((name, "mlp") for name in ENCODERS), *(("siglip", name) for name in CONNECTORS)]
+)
 def test_saved_and_loaded_gives_the_same_logits(tmp_path: Path, encoder: str, connector: str) -> None:
     bundle, samples = make(tmp_path, encoder, connector), make_samples(tmp_path)
     bundle.save(tmp_path / "bundle")
@@ -75,7 +78,8 @@ def test_saved_and_loaded_gives_the_same_logits(tmp_path: Path, encoder: str, co
 
 def test_tied_embeddings_and_adapters_survive(tmp_path: Path) -> None:
     bundle, samples = make(tmp_path, llm={"tie_word_embeddings": True}), make_samples(tmp_path)
-    table = tune.apply(bundle.model, {"llm": TuneRule(mode="lora", rank=2, lr=1e-3), "image.encoder": TuneRule(mode="lora", rank=2, lr=1e-3)})
+    rule = TuneRule(mode="lora", rank=2, lr=1e-3)
+    table = tune.apply(bundle.model, {"llm": rule, "image.encoder": rule})
     for group in table.groups:
         for parameter in group["params"]:
             torch.nn.init.normal_(parameter, std=0.1)

@@ -1,4 +1,4 @@
-"""The house rules, as tests: floors, one-sentence file headers, a README that tells the truth, a wheel that holds everything."""
+"""The house rules, as tests: floors, file headers, a README that tells the truth, a wheel that holds everything."""
 
 import ast
 import os
@@ -61,19 +61,21 @@ def test_ci_runs_exactly_the_readme_test_command() -> None:
 
 def test_wheel_lists_all_recipes_and_templates(tmp_path: Path) -> None:
     """A built wheel, unpacked where nothing of this checkout is visible, still lists every recipe and template."""
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(ROOT)]
-    done = subprocess.run(build, capture_output=True, text=True, timeout=300)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", str(ROOT)]
+    done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     site = tmp_path / "site"
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(site)
     code = (
         "import sys, pathlib; sys.path = [p for p in sys.path if 'src' not in pathlib.Path(p).parts]; "
-        f"sys.path.insert(0, {str(site)!r}); import medmvl; assert medmvl.__file__.startswith({str(site)!r}), medmvl.__file__; "
+        f"sys.path.insert(0, {str(site)!r}); import medmvl; "
+        f"assert medmvl.__file__.startswith({str(site)!r}), medmvl.__file__; "
         "from medmvl.cli.main import main; sys.argv = ['medmvl', 'list']; main()"
     )
     env = {**os.environ, "PYTHONPATH": "", "COLUMNS": "200"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env, timeout=120)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     names = [p.stem for p in (ROOT / "src/medmvl/recipes").glob("[!_]*.yaml")]
     names += [p.stem for p in (ROOT / "src/medmvl/processing/templates").glob("*.jinja")]

@@ -62,9 +62,8 @@ def test_logits_equal_transformers_llava(vision, layer, tokens, strategy):
     encoder.model.load_state_dict(llava.model.vision_tower.state_dict())
     connector = Mlp(encoder.token_grid, encoder.width, 24)
     projector = llava.model.multi_modal_projector
-    for own, theirs in zip(
-        [part for part in connector if isinstance(part, nn.Linear)], [projector.linear_1, projector.linear_2], strict=True
-    ):
+    linear = [part for part in connector if isinstance(part, nn.Linear)]
+    for own, theirs in zip(linear, [projector.linear_1, projector.linear_2], strict=True):
         own.load_state_dict(theirs.state_dict())
     llm = load_llm(text.to_dict())
     llm.load_state_dict(
