@@ -45,10 +45,15 @@ class Terminated(SystemExit):
 
 
 class Stop:
-    """Remembers that SIGTERM came; a context that restores the former handler."""
+    """Remembers that SIGTERM came; a context that restores the former handler.
 
-    def __init__(self) -> None:
+    Args:
+        pass_on: called when it comes.
+    """
+
+    def __init__(self, pass_on: Callable[[], object] | None = None) -> None:
         self.asked = False
+        self._pass_on = pass_on
         self._former: Any = None
 
     def __enter__(self) -> Stop:
@@ -62,6 +67,8 @@ class Stop:
 
     def _ask(self, *_: object) -> None:
         self.asked = True
+        if self._pass_on is not None:
+            self._pass_on()
 
 
 @dataclass

@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -23,7 +25,7 @@ from medmvl.model import tune
 from medmvl.train import assemble
 from medmvl.train.assemble import EXTRA, Place, Plan
 from medmvl.train.checkpoint import CheckpointError, Checkpoints, Progress, fingerprint, read_progress, read_tensors
-from medmvl.train.loop import Loop, Stop, seed_of
+from medmvl.train.loop import TERMINATED, Loop, Stop, seed_of
 from medmvl.train.optim import build_optimizer, hold_masters
 from medmvl.train.recipe import Recipe, Stage
 from medmvl.train.strategy import Engine, end_processes, resolve_precision, resolve_strategy, world_size
@@ -414,16 +416,15 @@ def _should_launch(recipe: Recipe) -> bool:
 
 
 def _launch(folder: Path, judge: Judge | None) -> None:
-    """Start one process per GPU and wait for them.
+    """Start one process per GPU and wait for them, passing SIGTERM on.
+
+    Not torchrun, which kills its processes 30 s after SIGTERM: a large checkpoint takes longer.
 
     Raises:
-        SystemExit: with the processes' exit code, if it is not 0.
+        SystemExit: with the exit code of the first process that failed; the others are ended.
         RunError: the further validation cannot be imported by them.
     """
-    count = torch.cuda.device_count()
-    _LOG.info("%d GPUs are visible: starting one process for each", count)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += ["-m", "medmvl.train.run", str(folder / "recipe.yaml"), "--resume"]
+    command = [sys.executable, "-m", "medmvl.train.run", str(folder / "recipe.yaml"), "--resume"]
     if judge is not None:
         name = f"{getattr(judge, '__module__', '')}:{getattr(judge, '__qualname__', '')}"
         if _import(name) is not judge:
@@ -431,9 +432,36 @@ def _launch(folder: Path, judge: Judge | None) -> None:
                 f"the further validation {name} cannot be imported by the other GPUs' processes; define it in a module"
             )
         command += ["--judge", name]
-    code = subprocess.run(command, env={**os.environ, "MEDMVL_LAUNCHED": "1"}, check=False).returncode
+    count = torch.cuda.device_count()
+    _LOG.info("%d GPUs are visible: starting one process for each", count)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+    shared |= {"LOCAL_WORLD_SIZE": str(count), "MEDMVL_LAUNCHED": "1"}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    processes = [subprocess.Popen(command, env={**os.environ, **shared, **rank}) for rank in ranks]
+    with Stop(lambda: [process.terminate() for process in processes]):
+        code = _wait(processes)
     if code:
         raise SystemExit(code)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait until all have ended well or one has not, end the others, and return the first exit code that is not 0."""
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [code for code in codes if code not in (None, 0, TERMINATED)]
+        if failed:
+            for process in processes:
+                process.kill()  # they wait for the failed one in a collective operation, and would for ever
+            return abs(failed[0])
+        if None not in codes:
+            return max(codes)
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def _import(name: str) -> Any:
