@@ -23,7 +23,7 @@ report, last, number = Loop._report, int(sys.argv[2]), int(sys.argv[3])
 def report_and_die(self, progress):
     report(self, progress)
     if progress.step == last:
-        os.kill(os.getpid(), number)
+        os.killpg(0, number)  # loader processes too, as torchrun and Slurm do
 Loop._report = report_and_die
 train(sys.argv[1])
 """
@@ -69,7 +69,11 @@ def interrupted(root, name, step, number, **run):
     path.write_text(json.dumps(tiny_run.recipe(root, *STAGES, output=str(root / name), save_every=5, **run)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path), str(step), str(number)], env=environment, timeout=120, check=False
+        [sys.executable, "-c", KILLED, str(path), str(step), str(number)],
+        env=environment,
+        timeout=120,
+        check=False,
+        start_new_session=True,
     )
     return path, done.returncode
 
@@ -104,7 +108,7 @@ def test_killed_run_resumes_bit_for_bit(root, uninterrupted, step, run):
 
 
 def test_sigterm_saves_and_leaves(root, uninterrupted):
-    path, code = interrupted(root, "terminated", 2, signal.SIGTERM)
+    path, code = interrupted(root, "terminated", 2, signal.SIGTERM, workers=1)
     assert code == TERMINATED == 143
     assert (root / "terminated/checkpoints/step-00000003").is_dir()
     assert_same(train(path, resume=True), uninterrupted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -103,6 +104,7 @@ def loader(feed: Feed, workers: int) -> Iterable[Prepared]:
         num_workers=workers,
         prefetch_factor=_PREFETCHED,
         collate_fn=_as_it_is,
+        worker_init_fn=_outlive_sigterm,
         multiprocessing_context="fork",
     )
 
@@ -263,6 +265,11 @@ def without_media(sample: Sample) -> Sample:
 def text_of(path: object) -> str | None:
     """Return a path as text, None for none."""
     return None if path is None else str(path)
+
+
+def _outlive_sigterm(_: int) -> None:
+    """Let a SIGTERM to all processes (torchrun, Slurm) end the training process alone, which still needs this one."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_it_is(value: Prepared) -> Prepared:

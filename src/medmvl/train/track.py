@@ -71,23 +71,16 @@ class Tracker:
         if not self._main or not sys.stderr.isatty():
             return
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # the bar alone gives way on a narrow screen
+            TextColumn("{task.completed}/{task.total}  {task.fields[numbers]}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
             console=Console(stderr=True),
+            expand=True,
         )
         self._task = self._bar.add_task(stage, total=total, completed=done, numbers="")
         self._bar.start()
@@ -97,8 +90,8 @@ class Tracker:
         if not self._main:
             return
         numbers = (
-            f"loss {values['loss']:.4f}  {values['samples_per_s']:.1f} samples/s  "
-            f"{values['tokens_per_s']:.0f} tokens/s  padding {100 * values['padding']:.1f} %"
+            f"loss {values['loss']:.3f}  {values['samples_per_s']:.3g} samples/s  "
+            f"{values['tokens_per_s'] / 1000:.3g}k tokens/s  pad {100 * values['padding']:.0f}%"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=done, numbers=numbers)
