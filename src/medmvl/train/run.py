@@ -173,7 +173,7 @@ class _Run:
         total = stage.steps or plan.objective.order.num_steps(stage.global_batch, stage.epochs or 1)
         _check_data(progress, index, plan)
         self._announce(stage, index, table, total, plan)
-        restored = self._restore(bundle, plan, progress, index)
+        moments = self._restore(bundle, plan) if self.resumed else None
         if self.precision == "bf16" and torch.cuda.is_available():
             assemble.store_frozen_small(bundle.model, self.recipe.stages, trained)
         hold_masters(plan.objective.module)
@@ -184,13 +184,14 @@ class _Run:
         ]
         engine = Engine(self.strategy, self.precision, stage.clip)
         engine.prepare(plan.objective.module, build_optimizer(plan.groups, stage.weight_decay))
-        if restored:
-            engine.load_moments(restored, progress.stage_step)
-        begin = progress if progress.stage == index and self.resumed else _begin_stage(progress, index, plan)
-        kept = {name for name, known in plan.names.items() if known in trained or known.startswith(EXTRA)}
+        if moments is not None:
+            engine.load_moments(moments, progress.stage_step)
+        else:
+            progress = _begin_stage(progress, index, plan)
+        self.resumed = None  # the stages that follow start afresh
+        names = {name: known for name, known in plan.names.items() if known in trained or known.startswith(EXTRA)}
 
         def save(now: Progress) -> None:
-            names = {name: known for name, known in plan.names.items() if name in kept}
             weights = _weights(engine, names, bundle, trained)
             moments = ((_renamed(name, plan.names), tensor) for name, tensor in engine.moments())
             self.checkpoints.save(engine, weights, moments, now)
@@ -199,28 +200,21 @@ class _Run:
             engine, plan.objective, stage, run, total, frozen, tracker, self.checkpoints, save,
             self._judge_in(bundle, engine), self.stop,
         )  # fmt: skip
-        progress = loop.train(begin)
-        self.resumed = None
+        progress = loop.train(progress)
         if place.sharded:
             _collect_model(bundle, engine, plan, adapters)
         engine.close()
         bundle.model.to("cpu" if not torch.cuda.is_available() else engine.device)
         return progress
 
-    def _restore(self, bundle: Bundle, plan: Plan, progress: Progress, index: int) -> dict[str, torch.Tensor] | None:
-        """Load the checkpoint's weights; return the optimizer's moments, by the module's names, if of this stage."""
-        if self.resumed is None:
-            return None
-        model = {**dict(bundle.model.named_parameters()), **dict(bundle.model.named_buffers())}
+    def _restore(self, bundle: Bundle, plan: Plan) -> dict[str, torch.Tensor]:
+        """Load the checkpoint's weights; return the optimizer's moments, by the module's names."""
+        model = dict(bundle.model.named_parameters())
         module = {known: name for name, known in plan.names.items()}
-        own = {**dict(plan.objective.module.named_parameters()), **dict(plan.objective.module.named_buffers())}
+        own = dict(plan.objective.module.named_parameters())
         for known, tensor in read_tensors(self.resumed, "weights").items():
-            if known.startswith(EXTRA) and index != progress.stage:
-                continue
             target = own[module[known]] if known.startswith(EXTRA) else model[known]
             target.data.copy_(tensor)
-        if index != progress.stage:
-            return None
         moments = read_tensors(self.resumed, "optimizer")
         return {f"{kind}.{module[known]}": tensor for (kind, known), tensor in _split(moments)}
 

@@ -142,6 +142,8 @@ class Engine:
 
     def clip_gradients(self) -> float:
         """Clip the gradients to the norm `clip` and return the norm before (under DeepSpeed it already happened)."""
+        if self.strategy == "zero3" and self.optimizer.step_was_skipped:
+            return float("nan")  # DeepSpeed leaves out a step whose gradient is not finite, and keeps the former norm
         limit = self.clip if self.clip > 0 else float("inf")
         return float(self.accelerator.clip_grad_norm_(self.module.parameters(), limit))
 
