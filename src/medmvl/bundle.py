@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import platform
@@ -150,7 +151,8 @@ class Bundle:
             try:
                 save_torch_state_dict(kept, folder)
             except SafetensorError as error:
-                raise OSError(str(error)) from error
+                # safetensors hides the operating system's error in a text
+                raise OSError(errno.ENOSPC, str(error)) from error
             self.processor.save(folder / PROCESSOR)
             _write_json(folder / STATE, state)
             _write_json(folder / PROVENANCE, {**_versions(), **self.provenance})

@@ -2,7 +2,9 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +47,29 @@ def test_folder_swaps_whole_and_survives_failure(tmp_path: Path) -> None:
         (folder / "v").write_text("4")
     assert sorted(p.name for p in target.iterdir()) == ["v"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
+
+
+@pytest.mark.parametrize("block", [atomic_file, atomic_folder])
+def test_errors_of_the_callers_own_files_are_not_blamed_on_the_disk(tmp_path: Path, block: Callable[..., Any]) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(FileNotFoundError, match=r"input\.json") as caught, block(target):
+        (tmp_path / "input.json").read_text()
+    assert not isinstance(caught.value, DiskFullError)
+    for error in (PermissionError(errno.EACCES, "denied", "/elsewhere/input"), TimeoutError("server"), OSError("odd")):
+        with pytest.raises(type(error)) as caught, block(target):
+            raise error
+        assert caught.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("block", [atomic_file, atomic_folder])
+def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path, block: Callable[..., Any]) -> None:
+    (tmp_path / "file").write_text("kept")
+    for target in (tmp_path / "file" / "out", tmp_path / ("x" * 300)):
+        with pytest.raises(DiskFullError, match="could not be written"), block(target):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "folder").mkdir()
+    message = r"folder: could not be written \(Is a directory\)"
+    with pytest.raises(DiskFullError, match=message), atomic_file(tmp_path / "folder"):
+        pass

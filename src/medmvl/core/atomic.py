@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What a failing disk says to a writer; a caller that cannot find or open a file of its own meets other numbers.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+# What forbids writing in one place; it counts only where that place is the target.
+_PLACE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 class DiskFullError(OSError, ValueError):
@@ -23,24 +29,23 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[object]:
         mode: "w" (UTF-8 text) or "wb".
 
     Raises:
-        DiskFullError: the write failed; `path` keeps its former content and no temporary file stays.
+        DiskFullError: the write failed; `path` keeps its former content and no temporary file stays. Other errors of
+            the block under `with`, such as a missing input, pass as they are, with the same effect on the files.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise _explain(path, error) from error
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -54,25 +59,24 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         path: the folder to create or replace.
 
     Raises:
-        DiskFullError: the write failed; the former folder is back in its place.
+        DiskFullError: the write failed; the former folder is back in its place. Other errors of the block under
+            `with`, such as a missing input, pass as they are, with the same effect on the folders.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield fresh
-        for file in fresh.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        os.chmod(fresh, 0o777 & ~_umask())
-        _swap(fresh, path)
-    except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise _explain(path, error) from error
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    _sync(path.parent)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield fresh
+            for file in fresh.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            os.chmod(fresh, 0o777 & ~_umask())
+            _swap(fresh, path)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        _sync(path.parent)
 
 
 def _swap(fresh: Path, path: Path) -> None:
@@ -103,12 +107,27 @@ def _umask() -> int:
     return current
 
 
-def _explain(path: Path, error: OSError) -> OSError:
-    if isinstance(error, DiskFullError):
-        return error
-    where = path.parent if path.parent.exists() else Path(path.anchor or ".")
-    free = shutil.disk_usage(where).free / 2**20
-    return DiskFullError(
-        f"{path}: could not be written ({error.strerror or error}); {free:,.0f} MiB are free there. "
-        "What was saved before is intact: free some space (or choose another output folder) and run again."
-    )
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into a DiskFullError; every other error passes."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DiskFullError) or not _is_of_writing(error, path):
+            raise
+        where = next(folder for folder in path.absolute().parents if folder.exists())
+        free = shutil.disk_usage(where).free / 2**20
+        raise DiskFullError(
+            f"{path}: could not be written ({error.strerror}); {free:,.0f} MiB are free there. "
+            "What was saved before is intact: free some space (or choose another output folder) and run again."
+        ) from error
+
+
+def _is_of_writing(error: OSError, path: Path) -> bool:
+    """Say whether the disk failed, or the place of `path` (itself, a folder above it, what is new beside it)."""
+    if error.errno in _DISK:
+        return True
+    if error.errno not in _PLACE or not isinstance(error.filename, str | os.PathLike):
+        return False
+    failed, target = Path(error.filename).absolute(), path.absolute()
+    return failed in (target, *target.parents) or str(failed).startswith(str(target.parent / f".{target.name}."))
