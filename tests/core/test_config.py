@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
@@ -173,6 +173,7 @@ values = st.recursive(
 )
 
 
+@example(data={"a": "\x85", "b": "one\u2028two", "c": " \u2029 "})
 @given(data=st.dictionaries(st.text("ab1.-", min_size=1, max_size=6), values, min_size=1, max_size=4))
 def test_dump_is_read_back(data: dict, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "dump.yaml"

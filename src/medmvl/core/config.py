@@ -1,6 +1,7 @@
 """Strict settings from YAML: one `extends`, `a.b=value` overrides, and every mistake in one answer."""
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=BaseModel)
 SUFFIX = ".yaml"
+_BREAKS = re.compile("[\x85\u2028\u2029]")
 
 
 class Strict(BaseModel):
@@ -123,9 +125,18 @@ def dump_yaml(data: object) -> str:
 @cache
 def _yaml() -> "YAML":
     # Not PyYAML: its YAML 1.1 reads 1e-3 as text and `no` as False.
-    from ruamel.yaml import YAML
+    from ruamel.yaml import YAML, ScalarNode
+    from ruamel.yaml.representer import SafeRepresenter
 
+    class Representer(SafeRepresenter):
+        """Quotes the line breaks that only YAML takes for such: written as they are, they are read as a blank."""
+
+        def text(self, data: str) -> ScalarNode:
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if _BREAKS.search(data) else None)
+
+    Representer.add_representer(str, Representer.text)
     yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     yaml.allow_duplicate_keys = True  # found by _walk, all at once and with both lines
