@@ -26,7 +26,8 @@ MIXED = [
 ]
 RATE = {"mode": "full", "lr": 1e-3}
 STAGES = (
-    tiny_run.stage("heads", objective="heads", steps=2, global_batch=6, tune={"image.encoder": RATE}),
+    # 13 pictures a rank, of which a micro-step holds 12: gradients are accumulated
+    tiny_run.stage("heads", objective="heads", steps=2, global_batch=26, tune={"image.encoder": RATE | {"lr": 1e-4}}),
     tiny_run.stage("chat", steps=5, global_batch=2, data=MIXED, tune={"llm": RATE, "image.*": RATE}),
 )
 
