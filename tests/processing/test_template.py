@@ -60,12 +60,18 @@ def test_each_order_of_roles_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -
     assert template.branches(ROLES, SAYS) == before
 
 
-def test_a_prompt_does_not_change_over_night() -> None:
+@pytest.mark.parametrize(
+    "today",
+    [
+        "{% if not date_string %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}",
+        "{{ strftime_now('%d %b %Y') }}",
+        "{%- set today = strftime_now('%d %b %Y') -%}\n{{ today }}",
+        "{% macro header() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{{ header() }}",
+    ],
+)
+def test_a_prompt_does_not_change_over_night(today: str) -> None:
     tokenizer = tokenizer_of("chatml")
-    tokenizer.chat_template = (
-        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-        "{{ date_string }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    )
+    tokenizer.chat_template = today + "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     ((turn,),) = Template.load(None, tokenizer).branches(("user", "assistant"), (("q",), ("a",)))
     assert turn.prompt[0] == "26 Jul 2024q"
 

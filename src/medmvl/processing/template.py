@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
@@ -19,8 +20,14 @@ _OPEN_ENDED = re.compile(r"\{#-?\s*end mark: none\s*-?#\}")
 _FIRST_SLOT, _LAST_SLOT = 0x100000, 0x10FFFD
 _SLOT = re.compile(f"[{chr(_FIRST_SLOT)}-{chr(_LAST_SLOT)}]")
 _MAX_MESSAGES = (_LAST_SLOT - _FIRST_SLOT) // 2
-# Some templates print today's date unless told one (this is Llama 3's own): a prompt must not change over night.
-_DATE = "26 Jul 2024"
+# Some templates print today's date (this is Llama 3's own default): a prompt must not change over night. A macro stands
+# in for transformers' clock, for it takes no function from a caller; the line break is eaten, as behind every block.
+_DATE = datetime(2024, 7, 26)
+_FIXED_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{code}', '{_DATE:%{code}}')" for code in "aAbBdHIjmMpSyY")
+    + " }}{% endmacro %}\n"
+)
 
 
 class TemplateError(ValueError):
@@ -219,11 +226,11 @@ class Template:
         try:
             return self._tokenizer.apply_chat_template(
                 messages,
-                chat_template=self.source,
+                chat_template=_FIXED_CLOCK + self.source,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 enable_thinking=False,
-                date_string=_DATE,
+                date_string=f"{_DATE:%d %b %Y}",
                 start_mark=self._start_mark,
             )
         except (jinja2.TemplateError, TypeError) as error:
