@@ -64,7 +64,8 @@ def test_there_and_back() -> None:
 
 
 def test_reference_annotation() -> None:
-    sample = Sample.from_dict(reference(answer="Yes.", task="vqa", data_source="slake"))
+    data = reference(answer="Yes.", task="vqa", data_source="slake")
+    sample = Sample.from_dict(data | {"conversations": [*data["conversations"], {"from": "human", "value": "Sure?"}]})
     assert sample.messages[0].content == (
         Text(text="Look: "),
         Image(path="a.png"),
@@ -81,6 +82,17 @@ def test_reference_single_path_and_number_as_id() -> None:
     data = {"id": 7, "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\nDescribe."}]}
     sample = Sample.from_dict(data)
     assert (sample.id, sample.media_key) == ("7", ("a.jpg",))
+
+
+def test_reference_answer_is_said_once() -> None:
+    assert len(Sample.from_dict(reference(answer="An <image> is text here. ")).messages) == 2
+    assert "'answer' says something else" in refused(reference(answer="No."))
+
+
+def test_half_a_character_is_refused() -> None:
+    said = refused(canonical(messages=[{"role": "user", "content": "caf\ud800"}]))
+    assert "messages[0].content[0].text: holds half of a character ('\\ud800' at 3)" in said
+    assert "id: holds half of a character" in refused(canonical(id="a\udc00"))
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,24 @@ def test_a_wrong_sample_is_named_by_file_line_and_id_on_use_and_others_stay_usab
         store[8]
 
 
+def test_a_wrong_annotation_of_the_reference_breaks_on_use_only(tmp_path):
+    good = {"id": "a", "image": "x.png", "conversations": [{"from": "human", "value": "<image> Q"}], "answer": "A"}
+    lines = [good, {**good, "id": "odd", "image": []}, {"id": "none", "messages": 5}, {**good, "id": "b"}]
+    (tmp_path / "train.jsonl").write_text("\r\n".join(map(json.dumps, lines)))
+    store = SampleStore(tmp_path)
+    assert (store[0].id, store[3].id) == ("a", "b") and store.media_keys[0] == store.media_keys[3] != 0
+    for row, said in ((1, "'odd'.*train.jsonl:2: .*<image> 1 times"), (2, "'none'.*train.jsonl:3")):
+        with pytest.raises(SampleError, match=said):
+            store[row]
+
+
+def test_a_field_that_is_no_unicode_is_refused_by_id(tmp_path):
+    odd = sample(0).model_copy(update={"meta": Meta(patient="p\ud800")})
+    with pytest.raises(SampleError, match=r"'s0'.*no valid Unicode"):
+        write_samples(tmp_path, [odd], **ABOUT)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_path_that_leaves_the_folders_is_refused_unless_its_folder_is_given(tmp_path):
     write_samples(tmp_path / "s", [sample(0, path=tmp_path / "pictures/x.png")], **ABOUT)
     with pytest.raises(SampleError, match=r"train\.jsonl:1: .*leaves the given folders") as caught:
@@ -188,14 +206,15 @@ def test_sources_are_found_by_name_task_and_path(toy):
         find_source("toy/d", roots)
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("form", ["json", "jsonl"])
-def test_annotation_files_are_read_in_both_forms(tmp_path, form):
+def test_annotation_files_are_read_in_both_forms(tmp_path, form, mark):
     rows = [
         {"id": n, "image": ["a.png"], "conversations": [{"from": "human", "value": "<image> Q"}], "answer": "A"}
         for n in range(2)
     ]
     text = json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows))
-    (tmp_path / "rows").write_text(text)
+    (tmp_path / "rows").write_text(mark + text)
     read = list(read_annotations(tmp_path / "rows", tmp_path, split="val"))
     assert [(s.id, s.split, s.answer) for s in read] == [("0", "val", "A"), ("1", "val", "A")]
     rows[1]["image"] = ["../a.png"]

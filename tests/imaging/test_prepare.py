@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmvl.imaging.geometry import invert, transform_box
-from medmvl.imaging.picture import Picture, Window
+from medmvl.imaging.picture import ImageError, Picture, Window
 from medmvl.imaging.prepare import blank, prepare
 from medmvl.imaging.spec import VisionSpec
 
@@ -102,3 +102,9 @@ def test_blank_is_mid_grey():
 def test_volume_specs_are_refused():
     with pytest.raises(ValueError, match="volume spec"):
         prepare(Picture(np.zeros((4, 4), np.uint8)), VisionSpec(size=(2, 4, 4)))
+
+
+@pytest.mark.parametrize("name", ["crop", "pad"])
+def test_a_hair_is_not_blown_up_to_gigabytes(name):
+    with pytest.raises(ImageError, match=r"thin.*decompression bombs"):
+        prepare(Picture(np.zeros((1, 60_000), np.uint8), path="thin.png"), SPECS[name])

@@ -221,6 +221,9 @@ class TestErrors:
         Image.fromarray(grey()).save(tmp_path / "b.jpg")
         self.refused(tmp_path / "b.png", f"but {tmp_path / 'b.jpg'} does")
 
+    def test_a_name_no_file_can_have(self, tmp_path):
+        self.refused(tmp_path / ("a" * 300 + ".png"), "cannot be reached")
+
     def test_folder_and_empty(self, tmp_path):
         self.refused(tmp_path, "is a folder", "name one picture file")
         (tmp_path / "a.png").touch()

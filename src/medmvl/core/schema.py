@@ -56,6 +56,17 @@ def _placed(path: str, info: ValidationInfo) -> str:
     return path if info.context is None else _inside(path, info.context)
 
 
+def _encodable(text: str) -> str:
+    """Return the text itself; JSON can smuggle in halves of surrogate pairs, which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = ascii(text[error.start])
+        raise ValueError(f"holds half of a character ({found} at {error.start}); repair the text's encoding") from None
+    return text
+
+
+Words = Annotated[str, AfterValidator(_encodable)]
 FilePath = Annotated[str, Field(min_length=1), AfterValidator(_placed)]
 
 
@@ -64,7 +75,7 @@ class Text(BaseModel):
 
     model_config = _CONFIG
     type: Literal["text"] = "text"
-    text: str
+    text: Words
 
 
 class Image(BaseModel):
@@ -155,7 +166,7 @@ class Sample(BaseModel):
     """One conversation about zero or more images and volumes."""
 
     model_config = _CONFIG
-    id: str
+    id: Words
     messages: tuple[Message, ...] = Field(min_length=1)
     source: str = ""
     task: str = ""
@@ -189,7 +200,8 @@ class Sample(BaseModel):
         """Read a canonical sample, or an annotation of the reference implementation (key `conversations`).
 
         In a reference annotation each `<image>` / `<image3d>` of a human turn takes the next path of the lists `image`
-        / `image3d`; the text around it is kept, stripped at its outer ends only. `answer` adds the last assistant turn.
+        / `image3d`; the text around it is kept, stripped at its outer ends only. `answer` adds the last assistant turn;
+        conversations that end with one already must say the same.
 
         Args:
             data: the decoded JSON object; it is not changed.
@@ -330,7 +342,14 @@ def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
                 sample_id,
             )
     if data.get("answer") is not None:
-        messages.append({"role": "assistant", "content": str(data["answer"])})
+        answer = str(data["answer"])
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": answer})
+        elif messages[-1]["content"][0]["text"].strip() != answer.strip():
+            raise SampleError(
+                "the conversations end with a gpt turn, and 'answer' says something else; keep the true one",
+                sample_id,
+            )
     meta = {"domain": data["domain"]} if data.get("domain") is not None else {}
     canonical = {"messages": messages, "meta": meta, "source": data.get("data_source") or ""}
     canonical |= {key: data[key] for key in ("id", "task", "split") if data.get(key) is not None}

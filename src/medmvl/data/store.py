@@ -1,5 +1,6 @@
 """Samples on disk: one JSONL file per split, a manifest, and an index that finds any row at once."""
 
+import codecs
 import hashlib
 import json
 import os
@@ -65,9 +66,12 @@ class _SplitWriter:
 
     def write(self, sample: Sample, root: Path) -> None:
         data = sample.to_dict(root)
-        line = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            line = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        except UnicodeEncodeError as error:
+            raise SampleError(f"a field is no valid Unicode: {error}", sample.id) from None
         self.tasks[sample.task] += 1
-        key = _media_hash(_canonical_paths(data))
+        key = _media_hash(_paths(data))
         self.rows.append((self.end, len(line), len(self.rows) + 1, list(self.tasks).index(sample.task), key))
         self.file.write(line)
         self.digest.update(line)
@@ -184,7 +188,7 @@ def _annotation_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     with _open(path) as file:
         first = next((line for line in file if line.strip()), b"")
         file.seek(0)
-        if not first.lstrip().startswith(b"["):
+        if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
             places = ((line, f"{path}:{number}") for number, line in enumerate(file, start=1))
             yield from ((_decode(line, place), place) for line, place in places if line.strip())
             return
@@ -407,11 +411,7 @@ def _scan(path: Path) -> _Index:
                 where = f"{path}:{number}"
                 data = _decode(line, where)
                 code = tasks.setdefault(str(data.get("task", "")), len(tasks))
-                if "conversations" in data:
-                    key = _media_hash(_sample(data, None, where).media_key)
-                else:
-                    key = _media_hash(_canonical_paths(data))
-                rows.append((offset, len(line), number, code, key))
+                rows.append((offset, len(line), number, code, _media_hash(_paths(data))))
             offset += len(line)
     if not rows:
         raise StoreError(f"{path}: the file holds no samples")
@@ -433,7 +433,7 @@ def _index_of(rows: list[tuple[int, int, int, int, int]], task_names: list[str])
 def _decode(line: bytes, where: str) -> Mapping[str, Any]:
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise StoreError(f"{where}: a line holds one JSON object, got {type(data).__name__}")
@@ -447,9 +447,16 @@ def _sample(data: Mapping[str, Any], roots: str | Path | Sequence[str | Path] | 
         raise SampleError(f"{where}: {error.message}", error.sample_id, error.path) from None
 
 
-def _canonical_paths(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the media's paths as written; a malformed message is left to `Sample.from_dict`, on use."""
-    contents = [message.get("content") for message in data.get("messages") or () if isinstance(message, dict)]
+def _paths(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the media's paths as written; a malformed row is left to `SampleStore.__getitem__`, on use."""
+    if "conversations" in data:
+        try:
+            return Sample.from_dict(data).media_key
+        except SampleError:
+            return ()
+    messages = data.get("messages")
+    messages = messages if isinstance(messages, list) else []
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
     return tuple(str(part.get("path")) for part in parts if part.get("type") in ("image", "volume"))
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from medmvl.imaging.geometry import chain, scaling, translation
 from medmvl.imaging.intensity import to_display
-from medmvl.imaging.picture import Picture
+from medmvl.imaging.picture import Picture, check_pixels
 from medmvl.imaging.spec import VisionSpec
 
 _NEUTRAL = 128  # mid grey of 8 bit
@@ -37,15 +37,16 @@ def prepare(picture: Picture, spec: VisionSpec) -> Prepared:
 
     Raises:
         ValueError: the spec is for volumes.
+        ImageError: so long and thin that `fit` would blow it up beyond the limit on pixels.
     """
     height, width = _plane(spec)
     image = Image.fromarray(to_display(picture))
     if spec.channels == 1 and image.mode != "L":
         image = image.convert("L")
     if spec.fit == "crop":
-        image, to_spec = _crop(image, spec, height, width)
+        image, to_spec = _crop(picture.path, image, spec, height, width)
     else:
-        image, padded = _pad(image, spec) if spec.fit == "pad" else (image, np.eye(3)[:2])
+        image, padded = _pad(picture.path, image, spec) if spec.fit == "pad" else (image, np.eye(3)[:2])
         image, scaled = _resize(image, height, width, spec)
         to_spec = chain(padded, scaled)
     return Prepared(_normalise(np.asarray(image), spec), to_spec)
@@ -71,7 +72,7 @@ def _resize(image: Image.Image, height: int, width: int, spec: VisionSpec) -> tu
     return image.resize((width, height), Image.Resampling[spec.resample.upper()]), affine
 
 
-def _crop(image: Image.Image, spec: VisionSpec, height: int, width: int) -> tuple[Image.Image, np.ndarray]:
+def _crop(path: str, image: Image.Image, spec: VisionSpec, height: int, width: int) -> tuple[Image.Image, np.ndarray]:
     edge = spec.edge
     if isinstance(edge, int):
         short = min(image.size)
@@ -79,6 +80,7 @@ def _crop(image: Image.Image, spec: VisionSpec, height: int, width: int) -> tupl
         target = int(edge * image.height / short), int(edge * image.width / short)
     else:
         target = edge or (image.height, image.width)
+    check_pixels(path, *target)
     image, scaled = _resize(image, *target, spec)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     if (left, top) != (0, 0) or image.size != (width, height):
@@ -86,8 +88,9 @@ def _crop(image: Image.Image, spec: VisionSpec, height: int, width: int) -> tupl
     return image, chain(scaled, translation(-left, -top))
 
 
-def _pad(image: Image.Image, spec: VisionSpec) -> tuple[Image.Image, np.ndarray]:
+def _pad(path: str, image: Image.Image, spec: VisionSpec) -> tuple[Image.Image, np.ndarray]:
     side = max(image.size)
+    check_pixels(path, side, side)
     left, top = (side - image.width) // 2, (side - image.height) // 2
     if image.width != image.height:
         # The colour that normalises to about zero, rounded down as in LLaVA.

@@ -49,8 +49,12 @@ def read_image(path: str | Path, frame: int | None = None) -> Picture:
         ImageError: no such file, a folder, empty, damaged, cut off, too large, no picture in it, or no such frame.
     """
     file, frame = split_frame(path, frame)
-    _check_file(file)
-    reader = cast(Callable[[Path, int | None], Picture], resolve(READERS, _kind(file), f"reader of {file}"))
+    try:
+        _check_file(file)
+        kind = _kind(file)
+    except OSError as error:  # a folder above may not be entered, a name is too long, a disk fails
+        raise ImageError(path, f"cannot be reached: {error.strerror or error}") from error
+    reader = cast(Callable[[Path, int | None], Picture], resolve(READERS, kind, f"reader of {file}"))
     picture = reader(file, frame)
     if frame is None:
         return picture
