@@ -36,7 +36,7 @@ demo: $(VENV)/.demo
 	$(BIN)/medmvl demo --out runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests bench
