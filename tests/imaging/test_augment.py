@@ -142,10 +142,12 @@ def test_brightness_contrast_and_noise_do_what_they_say():
 
 def test_deep_pictures_become_what_is_shown():
     values = np.linspace(-1000, 1000, 400, dtype=np.float32).reshape(20, 20)
-    picture = Picture(values, shown=Window.between(-100, 100), inverted=True, unit="HU", spacing=(1.0, 2.0))
+    place = {"spacing": (1.0, 2.0), "origin": (1.0, 2.0, 3.0), "direction": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)}
+    picture = Picture(values, shown=Window.between(-100, 100), inverted=True, unit="HU", **place)
     moved, affine = augment(picture, Augmentation(scale=0.2), (1,))
     assert moved.array.dtype == np.uint8 and moved.shown is None and not moved.inverted
     np.testing.assert_allclose(moved.spacing, (1 / affine[1, 1], 2 / affine[0, 0]))
+    assert moved.origin is None and moved.direction is None
 
 
 def test_turns_that_would_swap_sides_are_refused():

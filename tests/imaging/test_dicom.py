@@ -121,6 +121,18 @@ class TestValues:
         assert read_image(write(path, smooth())).spacing is None
         assert read_image(write(path, smooth(), PixelSpacing=["0", "0"])).spacing is None
 
+    def test_place_in_the_patient(self, tmp_path):
+        place = {
+            "ImagePositionPatient": ["-120.5", "10", "33"],
+            "ImageOrientationPatient": ["1", "0", "0", "0", "0", "-1"],
+        }
+        picture = read_image(write(tmp_path / "a.dcm", smooth(), **place))
+        assert (picture.origin, picture.direction) == ((-120.5, 10, 33), (1, 0, 0, 0, 0, -1))
+        plain = read_image(write(tmp_path / "b.dcm", smooth()))
+        assert plain.origin is None and plain.direction is None
+        frames = write(tmp_path / "c.dcm", np.stack([smooth(), smooth()]), NumberOfFrames=2, **place)
+        assert read_image(frames, frame=0).origin == (-120.5, 10, 33) and read_image(frames, frame=1).origin is None
+
     def test_8_bits_in_16_and_fewer_than_8(self, tmp_path):
         stored = smooth(top=255)
         narrow = read_image(write(tmp_path / "a.dcm", stored, bits=8))
@@ -287,18 +299,26 @@ class TestFrames:
 
         def group(intercept, center):
             return item(
+                PlanePositionSequence=[item(ImagePositionPatient=["0", "0", center])],
                 PixelValueTransformationSequence=[item(RescaleSlope="1", RescaleIntercept=intercept, RescaleType="HU")],
                 FrameVOILUTSequence=[item(WindowCenter=center, WindowWidth="400")],
             )
 
         data = dataset(
             frames, SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=2,
-            SharedFunctionalGroupsSequence=[item(PixelMeasuresSequence=[item(PixelSpacing=["0.7", "0.6"])])],
+            SharedFunctionalGroupsSequence=[
+                item(
+                    PixelMeasuresSequence=[item(PixelSpacing=["0.7", "0.6"])],
+                    PlaneOrientationSequence=[item(ImageOrientationPatient=["0", "1", "0", "0", "0", "-1"])],
+                )
+            ],
             PerFrameFunctionalGroupsSequence=[group("-1000", "40"), group("-1024", "-600")],
         )  # fmt: skip
         path = save(tmp_path / "a.dcm", data)
         first, second = read_image(path, frame=0), read_image(path, frame=1)
         assert first.spacing == second.spacing == (0.7, 0.6)
+        assert (first.origin, second.origin) == ((0, 0, 40), (0, 0, -600))
+        assert first.direction == second.direction == (0, 1, 0, 0, 0, -1)
         assert (first.shown, second.shown) == (Window(40, 400), Window(-600, 400))
         assert first.unit == "HU" and (first.array - second.array == 24).all()
 

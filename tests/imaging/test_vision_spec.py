@@ -122,6 +122,7 @@ def test_folders_and_nested_processor_configs(tmp_path):
         ({"size": {"shortest_edge": 256}}, "depends on the picture's shape"),
         ({"size": {"shortest_edge": 256, "longest_edge": 512}}, "longest_edge"),
         ({"resample": 9}, "resample 9 is unknown"),
+        ({"image_processor_type": "PerceiverImageProcessor"}, "crop_size of processor Perceiver"),
         ({"do_resize": False}, "the size would be the picture's own"),
         ({"image_std": [0.5, 0.5]}, "both have 1 or 3 numbers"),
         ({"image_mean": ["a", "b", "c"]}, "image_mean must be numbers"),

@@ -55,7 +55,8 @@ def augment(picture: Picture, policy: Augmentation, seed: Sequence[int | str]) -
         seed: identifies the draw, for example (seed, epoch, sample id).
 
     Returns:
-        The changed picture (uint8, same size, black where nothing was; spacing divided by the scale) and the affine
+        The changed picture (uint8, same size, black where nothing was; spacing divided by the scale, no place
+        in the patient any more) and the affine
         float64 [2, 3] from the given picture's frame to the changed one's. Boxes follow by
         `geometry.transform_box(coords, affine, picture.size)`.
     """
@@ -80,7 +81,8 @@ def augment(picture: Picture, policy: Augmentation, seed: Sequence[int | str]) -
     sigma = policy.noise * generator.uniform()
     display = _values(display, policy.brightness * brighter, 1 + policy.contrast * stronger, sigma, generator)
     spacing = None if picture.spacing is None else (picture.spacing[0] / factor, picture.spacing[1] / factor)
-    return dataclasses.replace(picture, array=display, spacing=spacing, shown=None, inverted=False), affine
+    changed = {"array": display, "spacing": spacing, "origin": None, "direction": None}
+    return dataclasses.replace(picture, **changed, shown=None, inverted=False), affine
 
 
 def generator_of(seed: Sequence[int | str]) -> np.random.Generator:

@@ -39,6 +39,7 @@ _ELEMENTS = [
     "SOPClassUID", "Modality", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
     "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelPaddingValue", "PixelPaddingRangeLimit",
+    "ImagePositionPatient", "ImageOrientationPatient",
     "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence",
     "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
@@ -56,7 +57,8 @@ def read_dicom(path: Path, frame: int | None) -> Picture:
     Monochrome values pass the modality transform (rescale or lookup table) and keep their unit; the first VOI lookup
     table, or else the first window, becomes `Picture.shown`. Padding takes the value that shows as black. Colour
     (RGB, YBR_FULL, YBR_FULL_422, YBR_ICT, YBR_RCT, palette) becomes RGB. In enhanced files the frame's own functional
-    groups win over the shared ones. Spacing is PixelSpacing, else ImagerPixelSpacing (at the detector).
+    groups win over the shared ones. Spacing is PixelSpacing, else ImagerPixelSpacing (at the detector). Where the file
+    places the picture in the patient, origin and direction say so.
 
     Raises:
         ImageError: not DICOM, no picture in it, cut off, too large, a transfer syntax without decoder, no such frame.
@@ -193,6 +195,8 @@ def _to_picture(path: Path, header: Dataset, stored: np.ndarray, index: int) -> 
     photometric = header.PhotometricInterpretation
     common = {
         "spacing": _spacing(header, index),
+        "origin": _placed(header, index, "PlanePositionSequence", "ImagePositionPatient", 3),
+        "direction": _placed(header, index, "PlaneOrientationSequence", "ImageOrientationPatient", 6),
         "modality": str(header.get("Modality") or ""),
         "path": str(path),
         "original": (int(header.Rows), int(header.Columns)),
@@ -318,10 +322,22 @@ def _lut(path: Path, header: Dataset, item: Dataset) -> Lut:
 def _spacing(header: Dataset, index: int) -> tuple[float, float] | None:
     measured = _macro(header, index, "PixelMeasuresSequence").get("PixelSpacing")
     for value in (measured, header.get("ImagerPixelSpacing"), header.get("NominalScannedPixelSpacing")):
-        if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
-            row, column = float(value[0]), float(value[1])
-            if row > 0 and column > 0:
-                return row, column
+        found = _numbers(value, 2)
+        if found is not None and min(found) > 0:
+            return found[0], found[1]
+    return None
+
+
+def _placed(header: Dataset, index: int, macro: str, element: str, count: int) -> tuple[float, ...] | None:
+    """Return where a frame lies; a place at the top level of a file of several frames is that of the first."""
+    holder = _macro(header, index, macro)
+    return None if holder is header and index else _numbers(holder.get(element), count)
+
+
+def _numbers(value: object, count: int) -> tuple[float, ...] | None:
+    """Return the numbers of an element that holds `count` of them, else None."""
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == count:
+        return tuple(float(number) for number in value)
     return None
 
 

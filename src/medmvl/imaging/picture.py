@@ -54,6 +54,10 @@ class Picture:
     Attributes:
         array: [H, W] or [H, W, 3]; uint8, uint16 or float32; values after the modality transform (HU for CT).
         spacing: (row, column) spacing in mm, or None where the file states none.
+        origin: centre of the upper left pixel in the patient (x to the left, y to posterior, z to superior; mm), or
+            None where the file does not place the picture in a patient.
+        direction: unit vectors in the patient along a row (to the right) and along a column (down), six numbers as in
+            DICOM's ImageOrientationPatient, or None.
         modality: DICOM modality ("CT", "MR", "CR", ...), "" where unknown.
         unit: "HU", another DICOM rescale type, or "" where unknown.
         path: the file it came from, with "#frame=n" for a frame of several.
@@ -65,6 +69,8 @@ class Picture:
 
     array: np.ndarray
     spacing: tuple[float, float] | None = None
+    origin: tuple[float, ...] | None = None
+    direction: tuple[float, ...] | None = None
     modality: str = ""
     unit: str = ""
     path: str = ""

@@ -181,6 +181,8 @@ def _family(config: Mapping[str, Any]) -> str:
 def _refuse_unknown(fields: Mapping[str, Any], family: str) -> None:
     # A flag that is off, or an empty value, changes no pixel.
     strange = [key for key, value in fields.items() if key not in _UNDERSTOOD | _HARMLESS and value not in (False, {})]
+    if family == "Perceiver":
+        strange.append("crop_size")  # it cuts before it resizes
     if fields.get("do_pad") and family != "Llava":
         strange.append("do_pad")
     owners = {"crop_pct": ("ConvNext", "PoolFormer"), "patch_size": ("Siglip2",), "max_num_patches": ("Siglip2",)}
