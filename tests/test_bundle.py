@@ -12,7 +12,7 @@ from PIL import Image
 
 import medmvl
 from chat_families import tokenizer_of
-from medmvl.bundle import BundleError
+from medmvl.bundle import BundleError, read_config
 from medmvl.core.atomic import DiskFullError
 from medmvl.core.schema import SampleError
 from medmvl.model import tune
@@ -116,6 +116,42 @@ def test_same_text_at_any_batch_size_and_streamed(tmp_path: Path) -> None:
     assert drawn != bundle.generate(samples, max_new_tokens=12, temperature=1.5, seed=4)
 
 
+@pytest.mark.parametrize("family", ["inst_metaspace", "inst_legacy", "gemma", "chatml"])
+def test_pieces_of_a_stream_join_to_the_answer(tmp_path: Path, family: str) -> None:
+    """Runs of byte tokens, and halves of characters, change their reading until they are whole."""
+    tokenizer_of(family).save_pretrained(tmp_path / "tokenizer")
+    source = {"architecture": {**LLM, "vocab_size": len(tokenizer_of(family))}, "tokenizer": tmp_path / "tokenizer"}
+    torch.manual_seed(0)
+    bundle = medmvl.Bundle.build({"llm": source})
+    sample = make_samples(tmp_path)[5]
+    for seed in range(8):
+        written = {"max_new_tokens": 12, "temperature": 2.0, "seed": seed}
+        assert list(bundle.generate([sample], **written)) == ["".join(bundle.stream(sample, **written))]
+
+
+def test_long_rope_loss_is_the_same_packed_and_unpacked(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    limits = {"original_max_position_embeddings": 70, "max_position_embeddings": 280}
+    llm = {"model_type": "phi3", "pad_token_id": 0, "rope_parameters": {**rope, **limits}, **limits}
+    bundle, samples = make(tmp_path, llm=llm), make_samples(tmp_path)
+    lengths = [bundle.processor.encode(sample).num_tokens for sample in samples]
+    assert min(lengths) <= 70 < max(lengths)
+    assert bundle.loss(samples).item() == pytest.approx(bundle.loss(samples, packed=False).item(), abs=1e-5)
+
+
+def test_statistics_of_a_single_number_are_hashed(tmp_path: Path) -> None:
+    bundle = make(tmp_path)
+    bundle.model.towers["image"].encoder.register_buffer("batches", torch.tensor(1))
+    first = bundle.hash
+    bundle.model.towers["image"].encoder.batches += 1
+    assert bundle.hash != first
+
+
+def test_no_samples_have_no_loss(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one sample"):
+        make(tmp_path).loss([])
+
+
 def test_options_score_as_their_loss(tmp_path: Path) -> None:
     bundle, samples = make(tmp_path), make_samples(tmp_path)
     scores = bundle.score_options(samples[0], ["yes", "no lesion is seen"])
@@ -150,6 +186,8 @@ def test_what_is_no_bundle_says_so(tmp_path: Path) -> None:
     (path / "bundle.json").write_text(json.dumps(named))
     with pytest.raises(BundleError, match=r"evil\.package:Connector.*allow_code"):
         medmvl.load(path)
+    with pytest.raises(BundleError, match=r"evil\.package:Connector.*allow_code"):
+        read_config(path)
     (path / "bundle.json").write_text(json.dumps(state))
     weights = next(path.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])

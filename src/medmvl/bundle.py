@@ -27,7 +27,7 @@ from medmvl.model.config import ModelConfig
 from medmvl.model.vlm import VLM
 from medmvl.processing.collate import collate
 from medmvl.processing.encoded import IGNORE, Encoded, Media
-from medmvl.processing.pack import alone, pack, shared
+from medmvl.processing.pack import arrange
 from medmvl.processing.processor import Processor, TowerInput
 
 FORMAT = 1
@@ -110,9 +110,7 @@ class Bundle:
             BundleError: no bundle, a damaged one, one of a newer format, or one that names code that is not allowed.
         """
         path = Path(path)
-        state = _read_state(path)
-        config = ModelConfig.model_validate(state["model"])
-        _refuse_code(config, allow_code, path)
+        config, state = _read(path, allow_code)
         processor = Processor.load(path / PROCESSOR)
         with no_init_weights():
             model = build_model(config, dtype=dtype, tokenizer=processor.tokenizer).model
@@ -166,7 +164,7 @@ class Bundle:
         digest = hashlib.sha256()
         for name, tensor in sorted(_untie(dict(self.model.state_dict()))[0].items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def generate(
@@ -214,11 +212,8 @@ class Bundle:
             self.model, self.processor, prompt, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
         ):
             ids.append(token)
-            text = self.processor.decode(ids)
-            # A character may take several tokens: half of one decodes to the replacement mark, which is held back.
-            if text.endswith("�") or not text.startswith(shown):
-                continue
-            if text != shown:
+            text = self.processor.settled(ids)
+            if len(text) > len(shown):
                 yield text[len(shown) :]
                 shown = text
         rest = self.processor.decode(ids)
@@ -234,8 +229,11 @@ class Bundle:
                 runs them one by one. Both give the same value and the same gradients.
 
         Raises:
+            ValueError: no samples.
             SampleError: a sample cannot be used; says which and why.
         """
+        if not samples:
+            raise ValueError("the loss needs at least one sample, got none")
         pool: dict[str, Media] = {}
         encoded = [self.processor.encode(sample, pool=pool) for sample in samples]
         rows = self._rows(encoded, packed)
@@ -283,11 +281,9 @@ class Bundle:
     def _rows(self, encoded: Sequence[Encoded], packed: bool) -> list[Any]:
         """Return the batches on the model's device; an LLM that cannot be packed runs its samples one by one."""
         device = next(self.model.parameters()).device
-        if packed and self.model.packable:
-            rows = pack(shared(encoded), max(self.processor.max_tokens, max(one.num_tokens for one in encoded)))
-        else:
-            rows = [row for group in alone(encoded) for row in pack([group], group.num_tokens)]
-        return [collate(row).to(device) for row in rows]
+        longest = max(self.processor.max_tokens, *(one.num_tokens for one in encoded))
+        together, apart = arrange(encoded, longest, self.model.position_limit if packed else 0)
+        return [collate(row).to(device) for row in together + apart]
 
 
 def load(
@@ -297,13 +293,19 @@ def load(
     return Bundle.load(path, device=device, dtype=dtype, allow_code=allow_code)
 
 
-def read_config(path: str | Path) -> ModelConfig:
+def read_config(path: str | Path, allow_code: Sequence[str] = ()) -> ModelConfig:
     """Return what a bundle's model is made of, without loading it.
 
     Raises:
-        BundleError: no bundle, a damaged one, or one of a newer format.
+        BundleError: no bundle, a damaged one, one of a newer format, or one that names code that is not allowed.
     """
-    return ModelConfig.model_validate(_read_state(Path(path))["model"])
+    return _read(Path(path), allow_code)[0]
+
+
+def packages(config: ModelConfig) -> dict[str, str]:
+    """Return the packages whose code a model runs, which is what its dotted paths name: package -> dotted path."""
+    named = [name for tower in config.towers.values() for name in (tower.encoder.path, tower.connector)]
+    return {name.split(":")[0].split(".")[0]: name for name in named if name is not None and ":" in name}
 
 
 def _processor(model: VLM, tokenizer: Any, config: ModelConfig, max_tokens: int) -> Processor:
@@ -314,7 +316,8 @@ def _processor(model: VLM, tokenizer: Any, config: ModelConfig, max_tokens: int)
     return Processor(tokenizer, config.template, towers, max_tokens=max_tokens)
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read(path: Path, allow_code: Sequence[str]) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return what the model is made of, and all that bundle.json holds."""
     file = path / STATE
     if not file.is_file():
         raise BundleError(f"{path} is no bundle: it holds no {STATE}. A training run keeps its bundle in RUN/bundle")
@@ -324,21 +327,15 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise BundleError(f"{file}: damaged ({error}); copy the bundle again") from error
     if state.get("format") != FORMAT:
         raise BundleError(f"{file}: format {state.get('format')!r}, this version reads {FORMAT}; update medmvl")
-    return state
-
-
-def _refuse_code(config: ModelConfig, allow_code: Sequence[str], path: Path) -> None:
-    named = [tower.encoder.path for tower in config.towers.values()]
-    named += [tower.connector for tower in config.towers.values()]
-    for name in named:
-        if name is None or ":" not in name:
-            continue
-        package = name.split(":")[0].split(".")[0]
+    config = ModelConfig.model_validate(state["model"])
+    for package, name in packages(config).items():
         if package not in allow_code:
             raise BundleError(
                 f"{path} names {name!r}, which runs code of the package {package!r}. If you trust it: "
-                f"load(..., allow_code=[{package!r}])"
+                f"load(..., allow_code=[{package!r}]), --allow-code {package} on the command line, or a recipe whose "
+                "`model` names the package too"
             )
+    return config, state
 
 
 def _untie(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

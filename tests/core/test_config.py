@@ -53,6 +53,14 @@ def mistakes(source: object, overrides: tuple[str, ...] = (), shipped: Path | No
     return str(caught.value)
 
 
+def test_a_mapping_may_hold_paths_and_tuples(tmp_path: Path) -> None:
+    given: dict[str, object] = {"llm": tmp_path / "llm", "stages": ({"name": "a", "sizes": (1.0, 2.0)},)}
+    settings = load(Settings, given)
+    assert settings.llm == str(tmp_path / "llm")
+    assert settings.stages[0].sizes == (1.0, 2.0)
+    assert given["llm"] == tmp_path / "llm"  # not changed in place
+
+
 def test_yaml_1_2(folder: Path) -> None:
     settings = load(Settings, folder / "child.yaml")
     assert settings.llm == "no"

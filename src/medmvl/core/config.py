@@ -1,6 +1,6 @@
 """Strict settings from YAML: one `extends`, `a.b=value` overrides, and every mistake in one answer."""
 
-import copy
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +70,8 @@ def load(
 
     Args:
         model: the pydantic model of the settings.
-        source: a YAML file, the name of a file in `shipped`, or the decoded mapping itself.
+        source: a YAML file, the name of a file in `shipped`, or the decoded mapping itself, in which paths may be
+            `Path`s and lists tuples.
         overrides: "a.b=value" with the value in YAML; list items by index or by their `name` ("stages.align.epochs=2").
         shipped: the folder whose files may be named without path and suffix.
 
@@ -81,7 +82,7 @@ def load(
     seen: list[Path] = []
     if isinstance(source, Mapping):
         name, folder = model.__name__.lower(), Path()
-        data, origins = copy.deepcopy(dict(source)), {}
+        data, origins = _plain(source), {}
     else:
         path = _find(str(source), Path(), shipped, str(source))
         name, folder = str(source), path.parent
@@ -113,6 +114,11 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[Keys, int]]:
     if wrong:
         raise ConfigError(str(path), wrong)
     return data, {keys: origin.line for keys, origin in origins.items()}
+
+
+def load_yaml(text: str) -> Any:
+    """Return what YAML 1.2 text holds; the counterpart of `dump_yaml`."""
+    return _yaml().load(text)
 
 
 def dump_yaml(data: object) -> str:
@@ -224,6 +230,15 @@ def _extend(
     under, under_origins = _extend(under, under_origins, path.parent, shipped, seen, wrong)
     merged = dict(under_origins)
     return _merge(under, data, (), merged, origins), merged
+
+
+def _plain(value: Any) -> Any:
+    """Return a copy as YAML would hold it: paths as text, sequences as lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _merge(

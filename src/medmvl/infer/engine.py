@@ -19,7 +19,7 @@ from medmvl.model.attention import DecodeLayout, gather_cache, join_caches
 from medmvl.model.vlm import VLM
 from medmvl.processing.collate import collate
 from medmvl.processing.encoded import IGNORE, Branch, Encoded
-from medmvl.processing.pack import Row, alone, pack, shared
+from medmvl.processing.pack import Row, arrange
 from medmvl.processing.processor import Processor
 
 
@@ -162,12 +162,9 @@ def _batches(model: VLM, processor: Processor, encoded: Sequence[Encoded], room:
     A sample that may grow, by `room` tokens, past the length where its LLM's rotary frequencies change stays alone.
     """
     numbered = [replace(one, id=str(number)) for number, one in enumerate(encoded)]
-    limit = model.position_limit if model.packable else 0
-    together = [one for one in numbered if limit is None or one.num_tokens + room <= limit]
-    apart = [one for one in numbered if limit is not None and one.num_tokens + room > limit]
-    longest = max((one.num_tokens for one in together), default=0)
-    packed = pack(shared(together), max(processor.max_tokens, longest))
-    return [rows for rows in [packed, *([Row((group,))] for group in alone(apart))] if rows]
+    longest = max((one.num_tokens for one in numbered), default=0)
+    together, apart = arrange(numbered, max(processor.max_tokens, longest), model.position_limit, room)
+    return [rows for rows in [together, *([row] for row in apart)] if rows]
 
 
 def _tokens(

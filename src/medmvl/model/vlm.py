@@ -57,8 +57,8 @@ class VLM(nn.Module):
         super().__init__()
         self.llm = llm
         self.towers = nn.ModuleDict(towers)
-        self.position_limit = position_limit(llm.config)
-        """Longest sample that may share a row with others; None for any."""
+        self.position_limit = position_limit(llm.config) if self.packable else 0
+        """Longest sample that may share a row with others; None for any, 0 for none."""
         self._selects = "logits_to_keep" in inspect.signature(llm.forward).parameters
 
     @property

@@ -87,6 +87,28 @@ def alone(encoded: Iterable[Encoded]) -> list[Group]:
     return [_single(sample, branch) for sample in encoded for branch in sample.branches]
 
 
+def arrange(
+    encoded: Sequence[Encoded], max_tokens: int, limit: int | None = None, room: int = 0
+) -> tuple[list[Row], list[Row]]:
+    """Lay samples out as rows.
+
+    Args:
+        encoded: the samples.
+        max_tokens: longest row, apart from samples that stay alone.
+        limit: longest sample that may share a row with others; None for any, 0 for none.
+        room: tokens by which every sample may grow.
+
+    Returns:
+        Packed rows, and rows with one sample each: those that, grown, pass the limit.
+
+    Raises:
+        SampleError: a sample with its prefix is longer than a row.
+    """
+    fits = [one for one in encoded if limit is None or one.num_tokens + room <= limit]
+    lonely = [one for one in encoded if limit is not None and one.num_tokens + room > limit]
+    return pack(shared(fits), max_tokens), [Row((group,)) for group in alone(lonely)]
+
+
 def pack(groups: Sequence[Group], max_tokens: int) -> list[Row]:
     """Fill rows of at most `max_tokens`, deterministically.
 

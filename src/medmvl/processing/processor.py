@@ -1,6 +1,7 @@
 """Samples to token ids, labels and lazily read media, and answers back to text and boxes."""
 
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from medmvl.imaging.spec import VisionSpec
 from medmvl.processing.encoded import IGNORE, Branch, Encoded, Media, Seed
 from medmvl.processing.template import Content, Medium, Piece, Template, Turn
 from medmvl.processing.text import Place, TextEncoder, control_tokens
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,17 @@ class Processor:
         """Return the text of an answer, without control tokens and outer whitespace."""
         kept = [int(i) for i in ids if i not in self.stop_ids]
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+    def settled(self, ids: Sequence[int]) -> str:
+        """Return the text of an answer still being written, as far as no further token can change it.
+
+        A character may take several tokens, of which the first ones decode to the replacement mark; and a run of byte
+        tokens (`<0xE2>`) is read as a whole.
+        """
+        kept = [int(i) for i in ids]
+        while kept and _BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(kept[-1]) or ""):
+            kept.pop()
+        return self.decode(kept).rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
 
     def boxes_from_text(self, text: str, sample: Sample, media: int = 0) -> list[Coords]:
         """Return the boxes an answer names, in the frame of the sample's file number `media`, clipped to it.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medmvl.bundle import STATE, Bundle
+from medmvl.bundle import STATE, Bundle, packages
 from medmvl.data.mixture import Mixture
 from medmvl.data.store import SampleStore, find_source
 from medmvl.model import tune
@@ -64,7 +64,8 @@ def start_bundle(recipe: Recipe) -> Bundle:
     Raises:
         ValueError: `init_from` leads to no bundle, or shares no part with the model.
     """
-    source = None if recipe.init_from is None else Bundle.load(find_bundle(recipe.init_from))
+    trusted = list(packages(recipe.model)) if recipe.model else []
+    source = None if recipe.init_from is None else Bundle.load(find_bundle(recipe.init_from), allow_code=trusted)
     if recipe.model is None and source is not None:
         source.processor = stage_processor(source.processor, None, recipe.run.max_tokens)
         return source
@@ -206,7 +207,6 @@ def _chat(stage: Stage, index: int, bundle: Bundle, run: Run, place: Place) -> O
         ChatPreparer,
         processor=processor,
         row_tokens=run.row_tokens,
-        packable=model.packable,
         position_limit=model.position_limit,
         towers=needed,
         seed=(run.seed, index),

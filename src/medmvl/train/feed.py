@@ -17,7 +17,7 @@ from medmvl.imaging.augment import Augmentation
 from medmvl.imaging.prepare import blank
 from medmvl.processing.collate import Batch, collate
 from medmvl.processing.encoded import Encoded, Media
-from medmvl.processing.pack import Row, alone, pack, shared
+from medmvl.processing.pack import Row, arrange
 from medmvl.processing.processor import Processor
 
 _PREFETCHED = 2
@@ -135,8 +135,7 @@ class ChatPreparer:
         read: returns the sample of an item; raises SampleError for a broken one.
         processor: of the stage (its template).
         row_tokens: longest row.
-        packable: whether the LLM can hold several samples in a row.
-        position_limit: samples longer than this need a row of their own; None for no limit.
+        position_limit: longest sample that may share a row; None for any, 0 for none.
         towers: towers that must run in every micro-step, with a blank input where a row has no media of theirs.
         drop_media: train on the text alone.
         augmentation, seed: see `Processor.encode`.
@@ -146,7 +145,6 @@ class ChatPreparer:
     read: Callable[[Item], Sample]
     processor: Processor
     row_tokens: int
-    packable: bool
     position_limit: int | None
     towers: Sequence[str]
     drop_media: Sequence[bool]
@@ -158,7 +156,8 @@ class ChatPreparer:
     def __call__(self, step: Step) -> Prepared:
         """Prepare one step."""
         encoded, refused = self._encode(step)
-        rows = self._rows(encoded)
+        packed, single = arrange(encoded, self.row_tokens, self.position_limit)
+        rows = packed + single
         rounds = max(1, -(-len(rows) // self.world))
         own = rows[self.rank :: self.world]
         slots = sum(
@@ -211,13 +210,6 @@ class ChatPreparer:
                     # A picture that several samples share names the first of them.
                     refused.append(Refusal(name or error.sample_id, text_of(error.path), error.message))
         return encoded, refused
-
-    def _rows(self, encoded: list[Encoded]) -> list[Row]:
-        limit = self.position_limit if self.packable else 0
-        fits = [one for one in encoded if limit is None or one.num_tokens <= limit]
-        rows = pack(shared(fits), self.row_tokens)
-        lonely = [one for one in encoded if limit is not None and one.num_tokens > limit]
-        return rows + [Row((group,)) for group in alone(lonely)]
 
     def _without_broken(self, row: Row, refused: list[Refusal]) -> Row | None:
         """Read the media of a row; return the row without the groups whose media cannot be read."""
