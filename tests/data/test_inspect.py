@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from medmvl.core.schema import Box, Message, Meta, Sample
-from medmvl.data.inspect import choose, contact_sheet
+from medmvl.data.inspect import _wrap, choose, contact_sheet
 from medmvl.data.store import SampleStore, write_samples
 
 
@@ -67,3 +67,10 @@ def test_a_missing_picture_is_shown_by_its_error(store, tmp_path):
 def test_nothing_to_show_is_refused(store, tmp_path):
     with pytest.raises(ValueError, match="n=0"):
         contact_sheet(store, tmp_path / "a.png", n=0)
+
+
+def test_a_long_text_without_blanks_is_broken_and_stays_whole():
+    font = ImageFont.load_default(size=14)
+    text = "这是一份没有空格的报告" * 500
+    lines = _wrap(text, font, 300)
+    assert "".join(lines) == text and max(map(font.getlength, lines)) <= 300 and len(lines) > 20

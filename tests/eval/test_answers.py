@@ -30,6 +30,13 @@ def test_letter(text: str, found: str | None) -> None:
     assert letter(text, OPTIONS) == found
 
 
+def test_an_option_that_begins_like_a_letter() -> None:
+    germs = ("S. aureus", "C. difficile", "E. coli", "hepatitis (B)")
+    assert [letter(germ, germs) for germ in germs] == ["A", "B", "C", "D"]
+    assert letter("C", germs) == "C" and letter("E", germs) is None
+    assert letter("b.", ("b", "a")) == "B"  # a letter alone is always the option's
+
+
 def test_letter_without_known_options() -> None:
     assert letter("(H)") == "H"
     assert letter("heart") is None

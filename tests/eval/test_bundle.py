@@ -7,6 +7,7 @@ import torch
 
 import medmvl
 from chat_families import tokenizer_of
+from medmvl.core.config import dump_yaml
 from paper_model import write_store
 
 torch.set_num_threads(1)  # tiny tensors: more threads only get in each other's way
@@ -32,6 +33,11 @@ def test_a_bundle_is_judged_and_a_missing_picture_is_listed(tmp_path: Path) -> N
     assert first["provenance"]["model_hash"] == bundle.hash
     again = medmvl.evaluate(bundle, TASKS, roots=[tmp_path], resamples=10, batch_size=5)
     assert again["tasks"] == first["tasks"]
+
+    # Saved with its recipe, it knows where its data lies.
+    bundle.recipe = dump_yaml({"run": {"data_roots": [str(tmp_path)]}})
+    for target in (bundle, bundle.save(tmp_path / "bundle")):
+        assert medmvl.evaluate(target, TASKS, resamples=10)["tasks"] == first["tasks"]
 
     gone = Path(samples[0].media_key[0])
     shutil.move(gone, tmp_path / "elsewhere.png")

@@ -1,5 +1,6 @@
 """A contact sheet: what is in a store, as one picture that a human can check in a minute."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -172,9 +173,8 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
         if line:
             lines.append(line)
         while font.getlength(word) > width:
-            cut = next(
-                size for size in range(len(word) - 1, 0, -1) if size == 1 or font.getlength(word[:size]) <= width
-            )
+            sizes = range(1, min(len(word), width))
+            cut = max(1, bisect_right(sizes, width, key=lambda size, word=word: font.getlength(word[:size])))
             lines.append(word[:cut])
             word = word[cut:]
         line = word

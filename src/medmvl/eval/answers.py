@@ -45,15 +45,21 @@ def letter(text: str, choices: Sequence[str] = ()) -> str | None:
     "B", "(b)", "B. right", the words of option B alone, and these words with their own letter, "right (B)", all mean B.
     """
     known = ascii_uppercase[: len(choices)] if choices else ascii_uppercase
-    match = _LETTER.match(text.strip())
-    if match:
+    text = text.strip()
+    words = normalise(text)
+    same = _saying(words, choices)
+    if len(same) == 1 and len(words) > 1:  # before the letter: "E. coli" may well be option A
+        return same[0]
+    if match := _LETTER.match(text):
         return found if (found := match[1].upper()) in known else None
-    both = _WORDS_LETTER.fullmatch(text.strip())
-    words = normalise(both[1] if both else text)
-    same = [known[i] for i, choice in enumerate(choices) if normalise(choice) == words]
-    if both:
-        return found if (found := both[2].upper()) in same else None
-    return same[0] if len(same) == 1 else None
+    if both := _WORDS_LETTER.fullmatch(text):
+        return found if (found := both[2].upper()) in _saying(normalise(both[1]), choices) else None
+    return None
+
+
+def _saying(words: str, choices: Sequence[str]) -> list[str]:
+    """Return the letters of the options that consist of these words."""
+    return [letter for letter, choice in zip(ascii_uppercase, choices, strict=False) if normalise(choice) == words]
 
 
 def reference(kind: Kind, sample: Sample) -> Parsed:

@@ -6,7 +6,6 @@ import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -198,7 +197,6 @@ def _drawn(record: Record) -> list[tuple[str, list[float]]]:
     return [(kind, box) for kind, box in boxes if isinstance(box, list) and len(box) == 4]
 
 
-@lru_cache(maxsize=512)
 def _picture(path: str) -> dict[str, Any] | None:
     """Return the picture as a data address, and the extent of its file's frame; None where it cannot be read."""
     try:

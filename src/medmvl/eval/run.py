@@ -12,7 +12,9 @@ from typing import Any
 
 from medmvl import __version__
 from medmvl.core.atomic import atomic_file
+from medmvl.core.config import load_yaml
 from medmvl.eval.ask import Target, ask
+from medmvl.eval.controls import frame_size
 from medmvl.eval.report import write_report
 from medmvl.eval.task import Task, load_tasks
 from medmvl.eval.trial import Trial
@@ -27,7 +29,7 @@ def evaluate(
     tasks: str | Path | Task | Sequence[str | Path | Task],
     out: str | Path | None = None,
     *,
-    roots: Sequence[str | Path] = (),
+    roots: Sequence[str | Path] | None = None,
     limit: int | None = None,
     batch_size: int = 256,
     resamples: int = 1000,
@@ -40,7 +42,7 @@ def evaluate(
         target: a bundle, the path of one, or anything that answers samples as a bundle does (`Target`).
         tasks: names ("brain_atlas/side"), groups ("brain_atlas"), YAML files, or tasks.
         out: folder that receives scores.json, predictions.jsonl and report.html; None writes nothing.
-        roots: folders in which the tasks' data sources lie.
+        roots: folders in which the tasks' data sources lie; None: those of the recipe that made the bundle, and "data".
         limit: ask at most so many samples of each task; the same patients in every task.
         batch_size: samples handed to the model at once.
         resamples: bootstrap draws per interval.
@@ -56,6 +58,8 @@ def evaluate(
         DiskFullError: the results could not be written.
     """
     chosen = load_tasks(tasks)
+    roots = _roots(target) if roots is None else roots
+    frame_size.cache_clear()  # a file may have changed since the last evaluation
     trials = [Trial.load(task, roots, limit, seed) for task in chosen]
     model = _opened(target)
     with tempfile.TemporaryDirectory(prefix="medmvl-eval-") as scratch:
@@ -87,6 +91,17 @@ def _run(model: Target, trials: Sequence[Trial], condition: str, scratch: Path, 
             trial.record(request, answers[index], model.processor.boxes_from_text)
         else:
             trial.exclude(request.sample.id, condition, excluded[index])
+
+
+def _roots(target: Target | str | Path) -> list[str]:
+    """Return the folders in which data is looked for unless the caller names some."""
+    if isinstance(target, str | Path):
+        file = Path(target) / "recipe.yaml"
+        recipe = file.read_text(encoding="utf-8") if file.is_file() else None
+    else:
+        recipe = getattr(target, "recipe", None)
+    run = load_yaml(recipe).get("run", {}) if recipe else {}
+    return [*run.get("data_roots", []), "data"]
 
 
 def _opened(target: Target | str | Path) -> Target:

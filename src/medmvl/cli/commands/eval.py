@@ -19,7 +19,10 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for scores.json, predictions.jsonl and report.html.")] = Path(
         "scores"
     ),
-    data: Annotated[list[Path] | None, typer.Option(help="Folder in which data sources lie; default data/.")] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder in which data sources lie; default: those of the bundle's recipe, and data/."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Ask at most so many samples of each task.")] = None,
 ) -> None:
     """Score a bundle, each task beside its blank-image, shuffled-image and majority controls.
@@ -32,6 +35,6 @@ def evaluate(
     from medmvl.eval.run import evaluate
     from medmvl.eval.table import print_table
 
-    scores = evaluate(bundle, tasks, out=out, roots=data or [Path("data")], limit=limit)
+    scores = evaluate(bundle, tasks, out=out, roots=data, limit=limit)
     print_table(scores, console())
     typer.echo(f"report: {out / 'report.html'}")
