@@ -188,6 +188,13 @@ def test_boxes_follow_the_augmentation_and_the_pixels_do_too(tmp_path: Path) -> 
     assert len(answers) > 1
 
 
+def test_a_variation_that_moves_a_box_out_of_sight_is_left_out(picture: Path) -> None:
+    subject = processor()
+    corner = sample(([image(picture), text("Where?")], [box(0)]), meta={"boxes": [{"coords": [0, 0, 2, 2]}]})
+    keys = {subject.encode(corner, Augmentation(shift=0.3), (seed,)).media[0].key for seed in range(20)}
+    assert str(picture) in keys and len(keys) > 1
+
+
 def test_a_box_the_encoder_does_not_see_is_refused(picture: Path) -> None:
     crop = VisionSpec(size=(30, 30), fit="crop", edge=30)
     subject = processor(towers={"image": TowerInput("<image>", "image", 3, crop)})

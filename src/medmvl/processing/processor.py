@@ -35,6 +35,10 @@ class TowerInput:
     spec: VisionSpec
 
 
+class _OutOfSightError(SampleError):
+    """A box lies outside of what the encoder sees."""
+
+
 @dataclass
 class _Draft:
     """A conversation on its way to tokens."""
@@ -99,7 +103,8 @@ class Processor:
 
         Args:
             sample: the sample.
-            augmentation: how to vary its media; None leaves them as they are.
+            augmentation: how to vary its media; None leaves them as they are, and so does a variation that would move
+                a box of the sample out of sight.
             seed: (seed, epoch, media group, ...): equal seeds vary equal media equally.
             pool: media at hand by key; what is missing is added. Samples that share it read each file once.
 
@@ -109,7 +114,12 @@ class Processor:
         """
         if sample.messages[-1].role != "assistant":
             raise SampleError("it ends without an answer: nothing to learn; to ask the model, use prompt()", sample.id)
-        encoded = self._encode(sample, self._media(sample, augmentation, seed, pool), answered=True)
+        try:
+            encoded = self._encode(sample, self._media(sample, augmentation, seed, pool), answered=True)
+        except _OutOfSightError:
+            if augmentation is None:
+                raise
+            encoded = self._encode(sample, self._media(sample, None, (), pool), answered=True)
         if not any((branch.labels != IGNORE).any() for branch in encoded.branches):
             raise SampleError("its answers are empty: nothing to learn", sample.id)
         return encoded
@@ -285,7 +295,8 @@ class Processor:
         height, width = shown.spec.size
         x0, y0, x1, y1 = transform_box(box.coords, shown.view.affine, (height, width))
         if (x0 >= x1 or y0 >= y1) and box.coords[0] < box.coords[2] and box.coords[1] < box.coords[3]:
-            raise SampleError(f"box {index} {box.coords} lies outside of what the encoder sees", sample.id, shown.path)
+            message = f"box {index} {box.coords} lies outside of what the encoder sees"
+            raise _OutOfSightError(message, sample.id, shown.path)
         return self.box_format.format_box((x0, y0, x1, y1), (width, height))
 
     def _branches(self, draft: _Draft, media: tuple[Media, ...], answered: bool) -> tuple[Branch, ...]:
