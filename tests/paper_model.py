@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image as PillowImage
 
-from medmvl.core.boxes import format_box, parse_boxes
+from medmvl.core.boxes import BoxFormat
 from medmvl.core.schema import Box, BoxRef, Image, Message, Meta, Part, Sample, SampleError, Text
 from medmvl.data.store import write_samples
 
@@ -25,7 +25,7 @@ class PaperModel:
         self._blind = {sample.task: words(sample, answer=True) for sample in samples}
         self._errs, self._broken = errs, set(broken)
         self.asked: list[list[Sample]] = []
-        self.processor = SimpleNamespace(boxes_from_text=lambda text, sample: parse_boxes(text, SIZE))
+        self.processor = SimpleNamespace(boxes_from_text=lambda text, sample: BoxFormat().parse_boxes(text, SIZE))
 
     def generate(self, samples: Sequence[Sample], max_new_tokens: int, temperature: float) -> list[str]:
         for sample in samples:
@@ -46,7 +46,9 @@ def words(sample: Sample, answer: bool = False) -> str:
     """Return a turn as text, boxes written out."""
     parts = sample.messages[-1 if answer else 0].content
     coords = [box.coords for box in sample.meta.boxes]
-    return "".join(p.text if isinstance(p, Text) else format_box(coords[p.box], SIZE) for p in parts if _said(p))
+    return "".join(
+        p.text if isinstance(p, Text) else BoxFormat().format_box(coords[p.box], SIZE) for p in parts if _said(p)
+    )
 
 
 def _said(part: Part) -> bool:

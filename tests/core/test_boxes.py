@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmvl.core.boxes import BoxFormat, format_box, parse_boxes
+from medmvl.core.boxes import BoxFormat
 
 
 def test_default_text() -> None:
-    assert format_box((10, 20, 100, 200), (200, 400)) == "[5, 5, 50, 50]"
-    assert format_box((0, 0, 0, 10, 20, 30), (10, 20, 30)) == "[0, 0, 0, 100, 100, 100]"
-    assert parse_boxes("left: [5, 5, 50, 50], right: [0,0,100,100].", (200, 400)) == [
+    assert BoxFormat().format_box((10, 20, 100, 200), (200, 400)) == "[5, 5, 50, 50]"
+    assert BoxFormat().format_box((0, 0, 0, 10, 20, 30), (10, 20, 30)) == "[0, 0, 0, 100, 100, 100]"
+    assert BoxFormat().parse_boxes("left: [5, 5, 50, 50], right: [0,0,100,100].", (200, 400)) == [
         (10, 20, 100, 200),
         (0, 0, 200, 400),
     ]
@@ -21,14 +21,14 @@ def test_default_text() -> None:
     ["", "5, 5, 50, 50", "[5, 5, 50]", "[5, 5, 50, 150]", "[50, 5, 5, 50]", "[a, b, c, d]", "[-1, 0, 5, 5]", "[[]"],
 )
 def test_no_box(text: str) -> None:
-    assert parse_boxes(text, (10, 10)) == []
+    assert BoxFormat().parse_boxes(text, (10, 10)) == []
 
 
 def test_wrong_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="coordinates"):
-        format_box((0, 0, 1, 1), (10, 10, 10))
+        BoxFormat().format_box((0, 0, 1, 1), (10, 10, 10))
     with pytest.raises(ValueError, match="size"):
-        parse_boxes("[0, 0, 1, 1]", (0, 10))
+        BoxFormat().parse_boxes("[0, 0, 1, 1]", (0, 10))
     with pytest.raises(ValueError, match="scale"):
         BoxFormat(scale=0)
 

@@ -65,7 +65,7 @@ def test_samples_come_back_equal_and_the_manifest_counts_them(toy):
 def test_tasks_and_media_are_known_without_reading_samples(toy):
     folder, _ = toy
     store = SampleStore(folder, tasks=["toy/b"])
-    assert len(store) == 4 and store.task_names == ["toy/b"] and store.task(0) == "toy/b"
+    assert len(store) == 4 and store.task_names == ["toy/b"] and store[0].task == "toy/b"
     keys = SampleStore(folder).media_keys
     assert keys.dtype == np.uint64 and (keys[0::2] == keys[1::2]).all() and len(set(keys)) == 4
 

@@ -59,16 +59,6 @@ class BoxFormat:
         return found
 
 
-def format_box(coords: Sequence[float], size: Sequence[float]) -> str:
-    """Format with the default scale of 100; see `BoxFormat.format_box`."""
-    return BoxFormat().format_box(coords, size)
-
-
-def parse_boxes(text: str, size: Sequence[float]) -> list[Coords]:
-    """Parse with the default scale of 100; see `BoxFormat.parse_boxes`."""
-    return BoxFormat().parse_boxes(text, size)
-
-
 def _axes(size: Sequence[float]) -> tuple[float, ...]:
     if len(size) not in (2, 3) or min(size) <= 0:
         raise ValueError(f"a frame's size is (W, H) or (W, H, D), all positive; got {tuple(size)}")

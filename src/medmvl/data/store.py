@@ -278,10 +278,6 @@ class SampleStore(Sequence[Sample]):
         """Task of every row, as int32 positions in the order of first appearance in the file."""
         return self._index.tasks[self._rows]
 
-    def task(self, row: int) -> str:
-        """Return the task of a row without reading it."""
-        return self._index.task_names[self._index.tasks[self._rows[row]]]
-
     @property
     def media_keys(self) -> np.ndarray:
         """One uint64 per row: equal for rows with the same media, 0 for text alone."""

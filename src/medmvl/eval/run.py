@@ -15,11 +15,10 @@ from medmvl.core.atomic import atomic_file
 from medmvl.core.config import load_yaml
 from medmvl.eval.ask import Target, ask
 from medmvl.eval.controls import frame_size
-from medmvl.eval.report import write_report
+from medmvl.eval.report import PREDICTIONS, SCORES, write_report
 from medmvl.eval.task import Task, load_tasks
 from medmvl.eval.trial import Trial
 
-SCORES, PREDICTIONS = "scores.json", "predictions.jsonl"
 _PACKAGES = ("torch", "transformers", "numpy")
 _PICTURES = ("", "blank_image", "shuffled_image")  # conditions in which the model is asked; "" = the real pictures
 
