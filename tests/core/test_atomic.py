@@ -70,6 +70,17 @@ def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path, block: Call
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     (tmp_path / "folder").mkdir()
+    with pytest.raises(DiskFullError, match=r"file: could not be written"), atomic_folder(tmp_path / "file"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
     message = r"folder: could not be written \(Is a directory\)"
     with pytest.raises(DiskFullError, match=message), atomic_file(tmp_path / "folder"):
         pass
+
+
+def test_a_linked_folder_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with atomic_folder(tmp_path / "link") as folder:
+        (folder / "v").write_text("1")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "v").read_text() == "1"

@@ -109,6 +109,18 @@ def test_a_file_that_changed_is_read_anew_with_a_warning(toy, caplog):
     assert "train.jsonl has changed" in caplog.text
 
 
+def test_a_damaged_index_costs_time_only(toy, caplog):
+    folder, samples = toy
+    for kept in (0, 100, -300):
+        index = (folder / "train.index.npz").read_bytes()
+        (folder / "train.index.npz").write_bytes(index[:kept])
+        with caplog.at_level("WARNING"):
+            assert [s.id for s in SampleStore(folder)] == [s.id for s in samples if s.split == "train"]
+        assert "index.npz is damaged" in caplog.text
+        caplog.clear()
+        (folder / "train.index.npz").write_bytes(index)
+
+
 def test_broken_json_is_named_by_file_and_line(toy):
     folder, _ = toy
     with (folder / "train.jsonl").open("a") as file:

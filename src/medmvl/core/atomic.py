@@ -56,13 +56,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     content exists on disk.
 
     Args:
-        path: the folder to create or replace.
+        path: the folder to create or replace; what a symlink leads to is replaced, the link stays.
 
     Raises:
         DiskFullError: the write failed; the former folder is back in its place. Other errors of the block under
             `with`, such as a missing input, pass as they are, with the same effect on the folders.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -84,13 +84,15 @@ def _swap(fresh: Path, path: Path) -> None:
         os.replace(fresh, path)
         return
     former = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    os.replace(path, former)
     try:
-        os.replace(fresh, path)
-    except OSError:
-        os.replace(former, path)
-        raise
-    shutil.rmtree(former, ignore_errors=True)
+        os.replace(path, former)
+        try:
+            os.replace(fresh, path)
+        except OSError:
+            os.replace(former, path)
+            raise
+    finally:
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -388,14 +390,18 @@ def _open(path: Path) -> Any:
 
 
 def _load_index(path: Path, digest: str) -> _Index | None:
-    """Return the saved index, or None when it is missing or belongs to other content."""
+    """Return the saved index, or None when it is missing, damaged or belongs to other content: it only saves time."""
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as saved:
-        if str(saved["digest"]) != digest:
-            return None
-        fields = {name: saved[name] for name in ("offsets", "lengths", "lines", "tasks", "media")}
-        return _Index(**fields, task_names=saved["task_names"].tolist())
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            if str(saved["digest"]) != digest:
+                return None
+            fields = {name: saved[name] for name in ("offsets", "lengths", "lines", "tasks", "media")}
+            return _Index(**fields, task_names=saved["task_names"].tolist())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        get_logger(__name__).warning("%s is damaged (%s); the samples are read once more instead", path, error)
+        return None
 
 
 def _scan(path: Path) -> _Index:
