@@ -228,6 +228,15 @@ def test_what_is_there_already_is_left_alone(folder, tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("lost", ["images/bp00003-1.png", "val.jsonl"])
+def test_what_is_there_in_part_is_built_again(tmp_path, lost):
+    build(tmp_path / "x", patients=20, workers=1)
+    before = tree(tmp_path / "x")
+    (tmp_path / "x" / lost).unlink()
+    build(tmp_path / "x", patients=20, workers=1)
+    assert tree(tmp_path / "x") == before
+
+
 @pytest.mark.parametrize("wrong", [{"patients": 5}, {"size": 8}, {"studies": 0}, {"seed": -1}])
 def test_numbers_out_of_range_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))}=.* is out of range; choose"):

@@ -113,7 +113,12 @@ def _is_built(out: Path, request: dict[str, int]) -> bool:
     manifest = read_manifest(out)
     if manifest.get("name") != SOURCE and (not out.is_dir() or any(out.iterdir())):
         raise StoreError(f"{out} holds something other than Brain-Atlas-VQA, and is left alone; choose another folder")
-    return manifest.get("build") == request and manifest.get("version") == VERSION
+    if manifest.get("build") != request or manifest.get("version") != VERSION:
+        return False
+    # A copy that was cut off may lack pictures or samples.
+    return sum(1 for _ in out.glob("images/*.png")) == request["patients"] * request["studies"] and all(
+        (out / entry["file"]).is_file() for entry in manifest["splits"].values()
+    )
 
 
 def _samples(folder: Path, request: dict[str, int], workers: int) -> Iterator[Sample]:
