@@ -91,6 +91,7 @@ def test_check_counts_what_is_at_hand(work: Path, store: Path, capsys: pytest.Ca
         ("model.towers.image.connector_options={dept: 1}", "depth"),
         ("stages.only.tune={llm.modle: {mode: full, lr: 1e-3}}", "llm.modle"),
         ("init_from=no/such/bundle", "no/such/bundle"),
+        ("run.activation_checkpointing=[image.connector]", "image.connector (Mlp) cannot recompute"),
         ("run.max_tokens=40", "24 of 24 samples looked at cannot be used"),
     ],
 )

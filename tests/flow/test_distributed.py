@@ -100,6 +100,18 @@ def test_two_processes_learn_what_one_does(root, alone, strategy):
     assert furthest(weights(train(settings(root, strategy, *STAGES, keep_last=9), resume=True)), expected) <= 1e-6
 
 
+def test_what_fsdp2_gathers_to_validate_is_not_saved(root):
+    """The gathered copies are bf16 under autocast; checkpoints and bundle hold the float32 weights."""
+    judged = {"data": [{"source": "squares", "split": "val"}], "every": 1, "samples": 4}
+    stage = tiny_run.stage("chat", steps=1, global_batch=2, validation=judged, tune={"llm": RATE, "image.*": RATE})
+    done = launch(root, "validated", stage, strategy="fsdp2", precision="bf16")
+    assert done.returncode == 0, done.stderr[-4000:]
+    saved = load_file(root / "validated/checkpoints/step-00000001/weights-0000.safetensors")
+    for tensors in (saved, weights(root / "validated")):
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        assert all(not torch.equal(t, t.bfloat16().float()) for t in tensors.values() if t.ndim > 1)
+
+
 def furthest(one, other):
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)

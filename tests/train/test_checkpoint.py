@@ -61,6 +61,14 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
     assert checkpoints.best() == Best(stage=0, step=2, loss=0.5)
 
 
+def test_what_a_killed_process_left_goes(tmp_path):
+    for name in (".step-00000003.k2x9", ".step-00000001.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights-0000.safetensors").write_bytes(b"half")
+    save(Checkpoints(tmp_path, keep_last=1), 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
 def test_full_disk_leaves_the_former_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
     first = save(checkpoints, 1)

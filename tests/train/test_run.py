@@ -200,6 +200,53 @@ def test_full_disk_while_saving_stops_and_a_resumed_run_goes_on(root, monkeypatc
     assert furthest(weights(train(recipe, resume=True)), weights(whole)) == 0.0
 
 
+def test_a_run_that_never_began_may_be_mended(root):
+    wrong = tiny_run.recipe(root)
+    wrong["model"]["llm"]["architecture"]["model_type"] = "qwen22"
+    with pytest.raises(ValueError, match="qwen22"):
+        train(wrong)
+    folder = train(tiny_run.recipe(root))
+    assert "qwen22" not in (folder / "recipe.yaml").read_text()
+
+
+def test_what_was_learned_before_a_bad_sample_is_saved(root, caplog):
+    logging.getLogger("medmvl").propagate = True
+    for number in range(24):
+        if number % 6 == 5:
+            (root / f"data/squares/images/{number}.png").write_bytes(b"not a picture")
+    gone = {"data": [{"source": "squares", "split": "val"}], "every": 3, "samples": 8}
+    recipe = tiny_run.recipe(root, tiny_run.stage(validation=gone, steps=6))
+    with pytest.raises(RefusedError, match="no validation sample can be used"):
+        train(recipe)
+    assert [path.name for path in (root / "run/checkpoints").iterdir()] == ["step-00000003"]
+    assert caplog.text.count("refused sample '") == 5
+    assert "chat/validation: 8 samples refused; " in caplog.text
+
+
+def test_steps_with_nothing_to_learn_log_no_loss(root):
+    for path in (root / "data/squares/images").iterdir():
+        path.write_bytes(b"not a picture")
+    data = [{"source": "squares/side", "share": 3}, {"source": "squares/text", "share": 1}]
+    folder = train(tiny_run.recipe(root, tiny_run.stage(data=data, global_batch=1, steps=8), max_refused=1.0))
+    assert 1 <= len(log(folder)) < 8
+    assert all(row["loss"] > 1 for row in log(folder))
+
+
+def test_a_frozen_llm_recomputes_too(root, monkeypatch):
+    """Its activations are kept for the connector's gradient, unless they are recomputed."""
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+
+    calls, forward = [], Qwen2MLP.forward
+    monkeypatch.setattr(Qwen2MLP, "forward", lambda self, x: calls.append(self.training) or forward(self, x))
+    stage = tiny_run.stage(tune={"image.connector": {"mode": "full", "lr": 1e-3}}, steps=1)
+    plain = train(tiny_run.recipe(root, stage, output=str(root / "plain")))
+    once = len(calls)
+    recomputed = train(tiny_run.recipe(root, stage, activation_checkpointing=["llm"]))
+    assert len(calls) == 3 * once
+    assert not any(calls)  # nothing in it drops out
+    assert furthest(weights(plain), weights(recomputed)) < 1e-6
+
+
 def test_best_checkpoint_stays(root):
     stage = tiny_run.stage(steps=8, validation=VALIDATION)
     folder = train(tiny_run.recipe(root, stage, keep_last=1))

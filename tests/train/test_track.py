@@ -1,6 +1,7 @@
 """The log goes on behind the checkpoint it resumes from; refused samples are listed."""
 
 import json
+import logging
 
 import pytest
 
@@ -23,6 +24,19 @@ def test_resumed_log_has_no_line_twice(tmp_path):
     tracker.log("train", 4, {"loss": 0.25})
     assert [line["step"] for line in lines(tmp_path / "log.jsonl")] == [1, 2, 3, 4]
     assert lines(tmp_path / "refused.jsonl") == []
+
+
+def test_the_log_names_the_first_refused_samples_and_counts_the_others(tmp_path, caplog):
+    logging.getLogger("medmvl").propagate = True
+    tracker = Tracker(tmp_path, [], main=True)
+    for number in range(120):
+        tracker.refuse(number, "chat", [Refusal(f"s{number}", None, "a line\u2028in two")])
+    tracker.finish()
+    assert [record.args[0] for record in caplog.records[:5]] == ["s0", "s1", "s2", "s3", "s4"]
+    assert [record.args[1] for record in caplog.records[5:]] == [10, 100, 120]
+    assert len((tmp_path / "refused.jsonl").read_text().split("\n")) == 121
+    Tracker(tmp_path, [], main=True, resumed=99)
+    assert len((tmp_path / "refused.jsonl").read_text().split("\n")) == 101
 
 
 def test_only_rank_0_writes(tmp_path):

@@ -19,6 +19,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from medmvl.core.lookup import choices_text
@@ -174,6 +175,18 @@ def merge(module: nn.Module, layers: Sequence[str] | None = None) -> None:
             layer.merge()
             owner, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(owner), leaf, layer.get_base_layer())
+
+
+def rest(part: nn.Module) -> None:
+    """Put a part that does not learn into evaluation mode; what it was told to recompute, it recomputes all the same.
+
+    A frozen LLM passes gradients on to what lies below it, and would keep its activations for that.
+    """
+    part.eval()
+    for layer in part.modules():
+        # transformers' layers recompute in training mode only. One that drops something out by itself does not.
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            layer.training = not any("dropout" in name and value for name, value in vars(layer).items())
 
 
 def _check_patterns(model: nn.Module, rules: Mapping[str, TuneRule]) -> None:

@@ -322,5 +322,24 @@ def store_frozen_small(model: VLM, stages: Sequence[Stage], trained: set[str]) -
                     parameter.data = parameter.data.to(torch.bfloat16)
 
 
+def recompute(model: VLM, patterns: Sequence[str]) -> None:
+    """Let the parts that match recompute their activations in the backward pass.
+
+    Raises:
+        ValueError: one of them cannot.
+    """
+    for part, module in tune.parts(model).items():
+        if not any(fnmatchcase(part, pattern) for pattern in patterns):
+            continue
+        able = [one for one in module.modules() if getattr(one, "supports_gradient_checkpointing", False)]
+        if not able:
+            raise ValueError(
+                f"run.activation_checkpointing: {part} ({type(module).__name__}) cannot recompute; leave it out"
+            )
+        # the second is the older name, for transformers that do not know the first
+        enable = getattr(able[0], "activation_checkpointing_enable", None) or able[0].gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+
 def _touches(part: str, pattern: str) -> bool:
     return fnmatchcase(part, pattern) or pattern.startswith(f"{part}.")

@@ -144,11 +144,11 @@ class Checkpoints:
         best = self.best()
         kept = {*self._all()[-self.keep_last :], *([self.path(best.step)] if best else [])}
         for path in self._all():
-            if path in kept:
-                continue
-            # Renamed first, so that a half-deleted folder is never taken for a checkpoint.
-            doomed = path.with_name(f".{path.name}.old")
-            path.rename(doomed)
+            if path not in kept:
+                path.rename(path.with_name(f".{path.name}.old"))
+        # Renamed first, so that a half-deleted folder is never taken for a checkpoint. What a killed process left half
+        # written or half deleted goes as well: no other process writes here.
+        for doomed in self.folder.glob(".step-*"):
             shutil.rmtree(doomed, ignore_errors=True)
 
 

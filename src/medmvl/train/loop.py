@@ -16,6 +16,7 @@ from torch import nn
 
 from medmvl.core.log import get_logger
 from medmvl.data.mixture import Position
+from medmvl.model import tune
 from medmvl.train.checkpoint import Best, Checkpoints, Progress
 from medmvl.train.feed import Feed, ModelBatch, Prepared, loader
 from medmvl.train.objectives import Objective
@@ -34,7 +35,7 @@ class NonFiniteError(ValueError):
 
 
 class RefusedError(ValueError):
-    """More samples had to be refused than the recipe allows."""
+    """More samples had to be refused than the recipe allows, or all that a validation was to judge."""
 
 
 class Terminated(SystemExit):
@@ -123,17 +124,19 @@ class Loop:
         self._window = _Window()
         self._norm = 0.0
         self._reported = 0
-        self._saved: int | None = None
+        self._saved = 0
 
     def train(self, progress: Progress) -> Progress:
         """Train from `progress` to the end of the stage; return where the run then stands.
 
         Raises:
-            NonFiniteError: names the samples.
-            RefusedError: more than run.max_refused of the stage's samples cannot be used.
+            NonFiniteError: names the samples; a checkpoint from before this step was saved.
+            RefusedError: more than run.max_refused of the stage's samples cannot be used, or no sample of the
+                validation; a checkpoint of what was learned was saved.
             Terminated: SIGTERM came; a checkpoint was saved.
         """
         self._set_modes()
+        self._saved = progress.step
         start = Position(progress.epoch, progress.sample)
         steps = self.objective.order.steps(self.stage.global_batch, start)
         source = iter(loader(Feed(lambda: steps, self.objective.preparer), self.run.workers))
@@ -144,9 +147,13 @@ class Loop:
                 asked = time.perf_counter()
                 prepared = next(source)
                 self._window.waited += time.perf_counter() - asked
-                progress, leave = self._step(prepared, progress)
-                self._report(progress)
-                self._validate_if_due(progress)
+                try:
+                    progress, leave = self._step(prepared, progress)
+                    self._report(progress)
+                    self._validate_if_due(progress)
+                except (NonFiniteError, RefusedError):  # on all ranks alike
+                    self._save(progress)
+                    raise
                 done = progress.stage_step == self.total
                 if done or leave or progress.step % self.run.save_every == 0:
                     self._save(progress)
@@ -251,12 +258,14 @@ class Loop:
         right, judged = window.right or [0.0] * len(names), window.judged or [0.0] * len(names)
         sums = engine.total([window.loss, window.terms, window.samples, window.tokens, *right, *judged])
         loss, terms, samples, tokens = sums[:4]
+        if not terms:
+            return  # every sample since the last line was refused: there is no loss to tell
         seconds = time.perf_counter() - window.started
         per_step, self._reported = seconds / (done - self._reported), done
         values = {
             "stage": self.stage.name,
             "stage_step": done,
-            "loss": loss / max(terms, 1.0),
+            "loss": loss / terms,
             "lr": {group["part"]: group["lr"] for group in engine.optimizer.param_groups},
             "grad_norm": self._norm,
             "samples_per_s": samples / seconds,
@@ -315,7 +324,9 @@ class Loop:
                     counts[1 + index] += right
                     counts[1 + len(names) + index] += judged
         sums = engine.total([loss, *counts])
-        return {"loss": sums[0] / max(sums[1], 1.0), **_accuracies(names, sums[2:])}
+        if not sums[1]:
+            raise RefusedError(f"stage {self.stage.name}: no validation sample can be used; see refused.jsonl")
+        return {"loss": sums[0] / sums[1], **_accuracies(names, sums[2:])}
 
     def _save(self, progress: Progress) -> None:
         if self._saved != progress.step:
@@ -325,7 +336,7 @@ class Loop:
     def _set_modes(self) -> None:
         self.engine.module.train()
         for part in self.frozen:
-            part.eval()
+            tune.rest(part)
 
     def _where(self, progress: Progress) -> str:
         return f"stage {self.stage.name}, step {progress.stage_step + 1} of {self.total}"

@@ -25,6 +25,7 @@ from medmvl.model import tune
 from medmvl.train import assemble
 from medmvl.train.assemble import EXTRA, Place, Plan
 from medmvl.train.checkpoint import CheckpointError, Checkpoints, Progress, fingerprint, read_progress, read_tensors
+from medmvl.train.feed import Refusal
 from medmvl.train.loop import TERMINATED, Loop, Stop, seed_of
 from medmvl.train.optim import build_optimizer, hold_masters
 from medmvl.train.recipe import Recipe, Stage
@@ -167,17 +168,21 @@ class _Run:
     ) -> Progress:
         run = self.recipe.run
         place = Place(self.rank, self.world, self.strategy in ("fsdp2", "zero3"))
-        plan = assemble.plan_stage(
-            stage, index, bundle, run, table, place, lambda one: tracker.refuse(progress.step, stage.name, [one])
-        )
+        fresh = self.resumed is None
+
+        def refuse(one: Refusal) -> None:
+            if fresh:  # a resumed stage has told before; what it told goes with a step that was done by then
+                tracker.refuse(progress.step + 1, stage.name, [one])
+
+        plan = assemble.plan_stage(stage, index, bundle, run, table, place, refuse)
         total = stage.steps or plan.objective.order.num_steps(stage.global_batch, stage.epochs or 1)
         _check_data(progress, index, plan)
         self._announce(stage, index, table, total, plan)
-        moments = self._restore(bundle, plan) if self.resumed else None
+        moments = None if fresh else self._restore(bundle, plan)
         if self.precision == "bf16" and torch.cuda.is_available():
             assemble.store_frozen_small(bundle.model, self.recipe.stages, trained)
         hold_masters(plan.objective.module)
-        _recompute(bundle, run.activation_checkpointing)
+        assemble.recompute(bundle.model, run.activation_checkpointing)
         adapters = tune.adapters(bundle.model)
         frozen = [
             part for part in tune.parts(bundle.model).values() if not any(p.requires_grad for p in part.parameters())
@@ -307,33 +312,19 @@ def _collect_model(bundle: Bundle, engine: Engine, plan: Plan, adapters: Mapping
     bundle.model = whole
 
 
-def _recompute(bundle: Bundle, patterns: Sequence[str]) -> None:
-    """Let the parts that match recompute their activations in the backward pass."""
-    from fnmatch import fnmatchcase
-
-    for part, module in tune.parts(bundle.model).items():
-        if not any(fnmatchcase(part, pattern) for pattern in patterns):
-            continue
-        able = [one for one in module.modules() if getattr(one, "supports_gradient_checkpointing", False)]
-        if not able:
-            raise RunError(
-                f"run.activation_checkpointing: {part} ({type(module).__name__}) cannot recompute; leave it out"
-            )
-        # the second is the older name, for transformers that do not know the first
-        enable = getattr(able[0], "activation_checkpointing_enable", None) or able[0].gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-
-
 def _open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     """Create the run's folder, or check that a resumed run's recipe is the same.
+
+    A run that left nothing to resume, because something was wrong at its start, may be mended and started again.
 
     Raises:
         RunError: the folder holds another run, or the recipe has changed.
     """
     written = folder / "recipe.yaml"
-    if not resume and any((folder / name).exists() for name in ("checkpoints", "bundle")):
+    begun = (folder / "bundle").exists() or Checkpoints(folder / "checkpoints", 1).latest() is not None
+    if begun and not resume:
         raise RunError(f"{folder} already holds a run; resume it (--resume), or give another run.output")
-    if written.exists():
+    if begun and written.exists():
         changed = _changes(Recipe.load(written), recipe)
         if changed:
             raise RunError(

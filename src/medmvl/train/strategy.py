@@ -174,6 +174,7 @@ class Engine:
 
         Every rank must iterate, with the same names.
         """
+        self._share_out()
         for name, tensor in self._named():
             if name not in names:
                 continue
@@ -181,6 +182,7 @@ class Engine:
 
     def moments(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield ("exp_avg.NAME" or "exp_avg_sq.NAME", whole tensor on the CPU); every rank must iterate."""
+        self._share_out()
         for name, parameter in self._trainable():
             for moment in _MOMENTS:
                 if self.strategy == "zero3":
@@ -217,6 +219,19 @@ class Engine:
                 padded = torch.cat([whole, whole.new_zeros(size * self.world - whole.numel())])
                 own = padded[size * self.rank : size * (self.rank + 1)].to(self.device)
                 safe_set_local_optimizer_state(parameter, own, moment)
+
+    def _share_out(self) -> None:
+        """Let FSDP2 forget what it gathered for a forward pass without a backward pass (validation).
+
+        Until then a module shows the gathered copies, in bf16 under autocast, in place of its float32 weights.
+        """
+        if self.strategy != "fsdp2":
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        for part in self.plain.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self.plain.named_parameters()

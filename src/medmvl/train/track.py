@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +20,8 @@ from medmvl.core.log import get_logger
 from medmvl.train.feed import Refusal
 
 _LOG = get_logger(__name__)
+_SHOWN = 5
+"""Refused samples of a stage that the log names."""
 
 
 class Tracker:
@@ -39,6 +43,7 @@ class Tracker:
         self._task: Any = None
         self._names, self._resumed = names, resumed
         self._trackers: list[Any] | None = None
+        self._refused: Counter[str] = Counter()
         if not main:
             return
         for file in ("log.jsonl", "refused.jsonl"):
@@ -57,14 +62,18 @@ class Tracker:
             tracker.log(flat, step=step)
 
     def refuse(self, step: int, stage: str, refused: Iterable[Refusal]) -> None:
-        """Append refused samples to refused.jsonl and warn of each."""
+        """Append refused samples to refused.jsonl; warn of a stage's first ones, then of their number as it grows."""
         rows = [{"step": step, "stage": stage, **asdict(one)} for one in refused]
         if not self._main or not rows:
             return
         _append(self._folder / "refused.jsonl", rows)
-        for row in rows:
+        for number, row in enumerate(rows, self._refused[stage] + 1):
             where = f" ({row['path']})" if row["path"] else ""
-            _LOG.warning("refused sample %r%s: %s", row["sample_id"], where, row["reason"])
+            if number <= _SHOWN:
+                _LOG.warning("refused sample %r%s: %s", row["sample_id"], where, row["reason"])
+            elif math.log10(number).is_integer():
+                _LOG.warning("%s: %d samples refused so far; refused.jsonl lists all", stage, number)
+        self._refused[stage] += len(rows)
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Open the progress bar of a stage."""
@@ -105,8 +114,10 @@ class Tracker:
             self._bar = None
 
     def finish(self) -> None:
-        """Close everything."""
+        """Close everything, and tell how many samples were refused."""
         self.end()
+        for stage, number in self._refused.items():
+            _LOG.warning("%s: %d samples refused; %s lists them", stage, number, self._folder / "refused.jsonl")
         for tracker in self._trackers or ():
             tracker.finish()
 
@@ -129,9 +140,7 @@ def require_trackers(names: Iterable[str]) -> None:
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(
-                f"run.trackers: {name} is not installed; `pip install {name}`, or leave it out"
-            )
+            raise ValueError(f"run.trackers: {name} is not installed; `pip install {name}`, or leave it out")
 
 
 def _open_tracker(name: str, folder: Path, resumed: int) -> Any:
@@ -161,7 +170,7 @@ def _drop_behind(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # not splitlines: text may hold U+2028
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")

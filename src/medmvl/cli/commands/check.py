@@ -94,15 +94,17 @@ def _taken(stage: "Stage", sources: Sequence["Status"]) -> list[str]:
 def _build(recipe: "Recipe") -> "Built":
     from medmvl.bundle import read_config
     from medmvl.model.build import build
-    from medmvl.train.assemble import find_bundle
+    from medmvl.train.assemble import find_bundle, recompute
 
     start = None if recipe.init_from is None else find_bundle(recipe.init_from)
     model = recipe.model
     if model is None and start is not None:
-        model = read_config(start)
+        model = read_config(start)  # refuses a bundle that would run code of its own
     if model is None:
         raise ValueError("the recipe names neither 'model' nor 'init_from'")
-    return build(model, device="meta")
+    built = build(model, device="meta")
+    recompute(built.model, recipe.run.activation_checkpointing)  # tells of a part that cannot
+    return built
 
 
 def _print_model(screen: "Console", recipe: "Recipe", built: "Built") -> None:
