@@ -89,6 +89,12 @@ def test_reference_answer_is_said_once() -> None:
     assert "'answer' says something else" in refused(reference(answer="No."))
 
 
+def test_misspelt_conversations() -> None:
+    data = reference()
+    data["conversatons"] = data.pop("conversations")
+    assert "conversatons: did you mean 'conversations'" in refused(data)
+
+
 def test_half_a_character_is_refused() -> None:
     said = refused(canonical(messages=[{"role": "user", "content": "caf\ud800"}]))
     assert "messages[0].content[0].text: holds half of a character ('\\ud800' at 3)" in said

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from medmvl.core.schema import Sample
+from medmvl.core.schema import Sample, SampleError
 from medmvl.data.store import StoreError
+from medmvl.eval.ask import Request, ask
 from medmvl.eval.run import evaluate
 from medmvl.eval.table import headline, pooled, print_table
 from medmvl.eval.task import load_tasks
@@ -111,6 +113,21 @@ def test_broken_samples_are_listed_and_the_rest_is_scored(store: tuple[Path, lis
     assert none["tasks"]["brain_atlas/side"]["metrics"] == {}
     assert pooled(none) is None
     print_table(none)
+
+
+def test_one_id_in_two_sources_excludes_the_broken_one_only() -> None:
+    class Strict(PaperModel):
+        def generate(self, samples: Sequence[Sample], max_new_tokens: int, temperature: float) -> list[str]:
+            for sample in samples:
+                if sample.media_key == ("bad.png",):
+                    raise SampleError("missing", sample.id, "bad.png")
+            return ["fine" for _ in samples]
+
+    (task,) = load_tasks("brain_atlas/side")
+    asked = [{"type": "image", "path": "good.png"}, {"type": "image", "path": "bad.png"}]
+    prompts = [Sample.from_dict({"id": "0", "messages": [{"role": "user", "content": [image]}]}) for image in asked]
+    answers, excluded = ask(Strict([]), [Request(task, prompt, prompt) for prompt in prompts], batch_size=2)
+    assert answers == {0: "fine"} and list(excluded) == [1]
 
 
 def test_broken_lines_of_a_store_are_listed(tmp_path: Path) -> None:

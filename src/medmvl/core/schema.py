@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from medmvl.core.explain import mistakes, shorten
-from medmvl.core.lookup import choices_text
+from medmvl.core.lookup import choices_text, nearest
 
 Roots = str | Path | Sequence[str | Path] | None
 """Folders that a sample's files must lie in; None leaves paths as given, unchecked."""
@@ -220,6 +220,11 @@ class Sample(BaseModel):
         except ValidationError as error:
             found = mistakes(error, cls)
             lines = [f"{mistake.dotted}: {mistake.message}" if mistake.path else mistake.message for mistake in found]
+            misspelt = (
+                nearest("conversations", map(str, data)) if not data.keys() & {"messages", "conversations"} else None
+            )
+            if misspelt:
+                lines.append(f"{misspelt}: did you mean 'conversations', as in the reference's annotations?")
             paths = [
                 item["input"]
                 for item in error.errors()

@@ -103,9 +103,11 @@ def _generate(target: Target, prompts: Sequence[Sample], settings: Generation) -
         try:
             texts = target.generate([prompts[i] for i in left], **settings.model_dump())
         except SampleError as error:
-            named = [i for i in left if prompts[i].id == error.sample_id]
-            if not named:
+            same = [i for i in left if prompts[i].id == error.sample_id]
+            if not same:
                 raise
+            # Two sources may use one id: the file at fault tells them apart.
+            named = [i for i in same if str(error.path) in prompts[i].media_key] or same
             broken |= dict.fromkeys(named, str(error))
             left = [i for i in left if i not in named]
             continue
