@@ -141,6 +141,55 @@ def test_predict(work: Path, bundle: Path, tmp_path: Path, capsys: pytest.Captur
     assert "2 of 24" in capsys.readouterr().err
 
 
+def test_predict_keeps_samples_of_one_id_apart(work: Path, bundle: Path, tmp_path: Path) -> None:
+    rows = json.loads((work / "annotations.json").read_text())[:4]
+    rows[1]["image"] = ["gone.png"]
+    (tmp_path / "one.json").write_text(json.dumps([{**row, "id": "same"} for row in rows]))
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    for name in ("one", "own"):
+        command = ["predict", str(bundle), f"{tmp_path}/{name}.json", "--root", f"{work}/images", "--device", "cpu"]
+        assert main([*command, "--out", f"{tmp_path}/{name}.jsonl", "--max-new-tokens", "4"]) == 1
+    one, own = (
+        [json.loads(line) for line in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in ("one", "own")
+    )
+    assert [row["id"] for row in one] == ["same"] * 4
+    assert [row.get("prediction") for row in one] == [row.get("prediction") for row in own]
+    assert "'same'" in one[1]["error"] and "gone.png" in one[1]["error"]
+
+
+def test_a_device_that_is_not_there_is_told(work: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(bundle), f"{work}/annotations.json", "--device", "cudda"]) == 2
+    assert "--device cudda" in capsys.readouterr().err
+
+
+CONNECTOR = """
+from torch import nn
+class Own(nn.Module):
+    def __init__(self, grid, width_in, width_out):
+        super().__init__()
+        self.num_tokens, self.map = 1, nn.Linear(width_in, width_out)
+    def forward(self, x):
+        return self.map(x).mean(dim=1, keepdim=True)
+"""
+
+
+def test_a_bundle_with_code_of_its_own_asks_first(
+    work: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_connectors.py").write_text(CONNECTOR)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["model.towers.image.connector=own_connectors:Own", "stages.only.steps=1"]
+    assert main(["train", f"{work}/recipe.yaml", *own, f"run.output={tmp_path}/first"]) == 0
+    start = [f"init_from={tmp_path}/first", f"run.output={tmp_path}/second"]
+    predict = ["predict", f"{tmp_path}/first/bundle", f"{work}/annotations.json", "--root", f"{work}/images"]
+    capsys.readouterr()
+    for command in (predict, ["check", f"{work}/recipe.yaml", "model=null", *start]):
+        assert main(command) == 2
+        assert "--allow-code own_connectors" in capsys.readouterr().err
+    assert main([*predict, "--allow-code", "own_connectors", "--max-new-tokens", "2"]) == 0
+    assert main(["train", f"{work}/recipe.yaml", *own, *start]) == 0  # the recipe names the package itself
+
+
 def test_predict_says_what_is_no_bundle(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(work), f"{work}/annotations.json", "--root", f"{work}/images"]) == 2
     assert "no bundle" in capsys.readouterr().err

@@ -34,6 +34,8 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
     logs: Sequence[str | Path] = (),
+    device: str = "cpu",
+    allow_code: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Judge a model on tasks, each beside its controls.
 
@@ -47,6 +49,7 @@ def evaluate(
         resamples: bootstrap draws per interval.
         seed: of the patients under `limit`, the shuffled pictures and the bootstrap draws.
         logs: training logs (JSONL) whose curves the report shows.
+        device, allow_code: how a bundle given by its path is loaded; see `medmvl.load`.
 
     Returns:
         What scores.json holds: {"provenance": ..., "tasks": {name: {"n", "version", "metrics", "controls", ...}},
@@ -60,7 +63,7 @@ def evaluate(
     roots = _roots(target) if roots is None else roots
     frame_size.cache_clear()  # a file may have changed since the last evaluation
     trials = [Trial.load(task, roots, limit, seed) for task in chosen]
-    model = _opened(target)
+    model = _opened(target, device, allow_code)
     with tempfile.TemporaryDirectory(prefix="medmvl-eval-") as scratch:
         for condition in _PICTURES:
             _run(model, trials, condition, Path(scratch), batch_size, seed)
@@ -103,12 +106,12 @@ def _roots(target: Target | str | Path) -> list[str]:
     return [*run.get("data_roots", []), "data"]
 
 
-def _opened(target: Target | str | Path) -> Target:
+def _opened(target: Target | str | Path, device: str, allow_code: Sequence[str]) -> Target:
     if not isinstance(target, str | Path):
         return target
     from medmvl.bundle import load
 
-    return load(target)
+    return load(target, device=device, allow_code=allow_code)
 
 
 def _provenance(given: Target | str | Path, model: Target, trials: Sequence[Trial], seed: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medmvl.cli.opening import AllowCode, Device, open_bundle
 from medmvl.cli.screen import new_app
 from medmvl.core.schema import Image, Message, Part, Sample, SampleError, Text
 
@@ -20,15 +21,15 @@ def chat(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
     image: Annotated[list[Path] | None, typer.Option(help="PNG, JPEG, TIFF, DICOM or npy; may be repeated.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    device: Device = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Ask questions about pictures; answers appear as they are written.
 
     \b
     medmvl chat runs/demo/2d/bundle --image scan.dcm
     """
-    from medmvl.bundle import load
-
-    model = load(bundle)
+    model = open_bundle(bundle, device, allow_code)
     typer.echo(_HELP)
     waiting: list[Part] = [_image(path) for path in image or []]
     messages: list[Message] = []

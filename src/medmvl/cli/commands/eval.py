@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from medmvl.cli.opening import AllowCode, Device, device_of
 from medmvl.cli.screen import new_app
 
 app = new_app()
@@ -24,6 +25,8 @@ def evaluate(
         typer.Option(help="Folder in which data sources lie; default: those of the bundle's recipe, and data/."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Ask at most so many samples of each task.")] = None,
+    device: Device = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Score a bundle, each task beside its blank-image, shuffled-image and majority controls.
 
@@ -35,6 +38,8 @@ def evaluate(
     from medmvl.eval.run import evaluate
     from medmvl.eval.table import print_table
 
-    scores = evaluate(bundle, tasks, out=out, roots=data, limit=limit)
+    scores = evaluate(
+        bundle, tasks, out=out, roots=data, limit=limit, device=device_of(device), allow_code=allow_code or ()
+    )
     print_table(scores, console())
     typer.echo(f"report: {out / 'report.html'}")

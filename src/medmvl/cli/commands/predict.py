@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from medmvl.cli.opening import AllowCode, Device, open_bundle
 from medmvl.cli.screen import new_app
 from medmvl.core.schema import Sample, SampleError
 
@@ -25,6 +26,8 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="JSONL to write; default: standard output.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds the images; default: the file's folder.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    device: Device = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Answer every sample, one JSON line each: id, prediction, and the sample's own answer as reference.
 
@@ -33,11 +36,10 @@ def predict(
     \b
     medmvl predict runs/demo/2d/bundle questions.json --root images --out answers.jsonl
     """
-    from medmvl.bundle import load
     from medmvl.data.store import read_annotations
 
     asked = list(read_annotations(samples, root or samples.parent))
-    model = load(bundle)
+    model = open_bundle(bundle, device, allow_code)
     failed = 0
     file: TextIO = sys.stdout if out is None else _open(out)
     for row in _answers(model, asked, max_new_tokens):
@@ -60,21 +62,21 @@ def _open(out: Path) -> TextIO:
 def _answers(model: "Bundle", asked: Sequence[Sample], max_new_tokens: int) -> Iterator[dict[str, Any]]:
     """Yield one row per sample, in order; a broken sample costs the others nothing."""
     for start in range(0, len(asked), _BATCH):
-        batch = list(asked[start : start + _BATCH])
-        errors: dict[str, str] = {}
+        batch = asked[start : start + _BATCH]
+        # Numbered, for files may give one id to several samples.
+        left = {str(n): sample.prompt().model_copy(update={"id": str(n)}) for n, sample in enumerate(batch)}
+        errors: dict[str, SampleError] = {}
         answers: list[str] = []
-        while batch:
+        while left:
             try:
-                answers = model.generate([sample.prompt() for sample in batch], max_new_tokens=max_new_tokens)
+                answers = model.generate(list(left.values()), max_new_tokens=max_new_tokens)
                 break
             except SampleError as error:
-                left = [sample for sample in batch if sample.id != error.sample_id]
-                if len(left) == len(batch):
-                    raise
-                errors[error.sample_id], batch = str(error), left
-        found = {sample.id: answer for sample, answer in zip(batch, answers, strict=bool(batch))}
-        for sample in asked[start : start + _BATCH]:
-            if sample.id in errors:
-                yield {"id": sample.id, "error": errors[sample.id]}
+                errors[error.sample_id] = error
+                del left[error.sample_id]
+        found = dict(zip(left, answers, strict=True))
+        for number, sample in enumerate(batch):
+            if error := errors.get(str(number)):
+                yield {"id": sample.id, "error": str(SampleError(error.message, sample.id, error.path))}
             else:
-                yield {"id": sample.id, "prediction": found[sample.id], "reference": sample.answer}
+                yield {"id": sample.id, "prediction": found[str(number)], "reference": sample.answer}
