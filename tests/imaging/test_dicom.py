@@ -234,6 +234,10 @@ class TestDisplay:
         assert read_image(save(tmp_path / "a.dcm", data)).shown is None
         data = dataset(smooth(), RescaleSlope="0.001", RescaleIntercept="0", WindowCenter="0.5", WindowWidth="0.8")
         assert read_image(save(tmp_path / "a.dcm", data)).shown == Window(0.5, 0.8, "LINEAR_EXACT")
+        data = dataset(smooth(), WindowCenter="9", WindowWidth="0.5")
+        assert read_image(save(tmp_path / "a.dcm", data)).shown == Window(9, 0.5, "LINEAR_EXACT")
+        data = dataset(smooth(), WindowCenter="9", WindowWidth="99", VOILUTFunction="CUBIC")
+        assert read_image(save(tmp_path / "a.dcm", data)).shown is None
 
 
 class TestColor:

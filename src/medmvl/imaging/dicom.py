@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 
 from medmvl.core.log import get_logger
-from medmvl.imaging.picture import ImageError, Lut, Picture, Window, check_pixels, choose_frame
+from medmvl.imaging.picture import WINDOW_FUNCTIONS, ImageError, Lut, Picture, Window, check_pixels, choose_frame
 
 _log = get_logger(__name__)
 
@@ -212,7 +212,7 @@ def _to_picture(path: Path, header: Dataset, stored: np.ndarray, index: int) -> 
         raise ImageError(path, f"photometric interpretation {photometric!r} is not supported for one sample per pixel")
     stored = _fill_padding(header, stored)
     values, unit = _modality_values(path, header, stored, index)
-    shown = _voi(path, header, values, index)
+    shown = _voi(path, header, index)
     bits = int(header.get("BitsStored") or header.BitsAllocated)
     if values.dtype == np.uint16 and values is stored and bits <= 8:
         values = values.astype(np.uint8)
@@ -284,7 +284,7 @@ def _unit(name: object) -> str:
     return "" if name in (None, "", "US") else str(name)
 
 
-def _voi(path: Path, header: Dataset, values: np.ndarray, index: int) -> Window | Lut | None:
+def _voi(path: Path, header: Dataset, index: int) -> Window | Lut | None:
     voi = _macro(header, index, "FrameVOILUTSequence")
     sequence = voi.get("VOILUTSequence")
     if sequence and sequence[0].get("LUTData") is not None:
@@ -292,14 +292,14 @@ def _voi(path: Path, header: Dataset, values: np.ndarray, index: int) -> Window 
     center, width = _first(voi.get("WindowCenter")), _first(voi.get("WindowWidth"))
     if center is None or width is None:
         return None
-    window = Window(center, width, str(voi.get("VOILUTFunction") or "LINEAR").upper())
-    if window.width < 1 and window.function == "LINEAR" and values.dtype.kind == "f" and window.width > 0:
-        # Writers of small floating values (PET, maps) state such widths without naming the function that allows them.
-        return Window(center, width, "LINEAR_EXACT")
-    if window.width <= 0:
-        _log.warning("%s: its window has width %g; shown over its own range instead", path, window.width)
+    function = str(voi.get("VOILUTFunction") or "LINEAR").strip().upper()
+    if width <= 0 or function not in WINDOW_FUNCTIONS:
+        _log.warning("%s: its window (%s of width %g) means nothing; shown over its own range", path, function, width)
         return None
-    return window
+    if width < 1 and function == "LINEAR":
+        # Writers of small values (PET, maps) state such widths without naming the function that allows them.
+        function = "LINEAR_EXACT"
+    return Window(center, width, function)
 
 
 def _lut(path: Path, header: Dataset, item: Dataset) -> Lut:

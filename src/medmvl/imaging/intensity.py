@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medmvl.imaging.picture import Lut, Picture, Window
+from medmvl.imaging.picture import WINDOW_FUNCTIONS, Lut, Picture, Window
 
 
 def to_display(picture: Picture, window: Window | None = None) -> np.ndarray:
@@ -51,8 +51,8 @@ def apply_window(array: np.ndarray, window: Window) -> np.ndarray:
     """
     center, width = float(window.center), float(window.width)
     function = window.function.upper()
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise ValueError(f"window function {window.function!r} is unknown; known are LINEAR, LINEAR_EXACT, SIGMOID")
+    if function not in WINDOW_FUNCTIONS:
+        raise ValueError(f"window function {window.function!r} is unknown; known are {', '.join(WINDOW_FUNCTIONS)}")
     if not (width >= 1 if function == "LINEAR" else width > 0):
         least = "at least 1" if function == "LINEAR" else "above 0"
         raise ValueError(f"the width of a {function} window must be {least}, got {width:g}")

@@ -17,6 +17,9 @@ class ImageError(ValueError):
         self.path = str(path)
 
 
+WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+
+
 @dataclass(frozen=True)
 class Window:
     """A DICOM window (PS3.3 C.11.2.1.2): which values go from black to white.
