@@ -15,6 +15,7 @@ from chat_families import tokenizer_of
 from medmvl.bundle import BundleError, read_config
 from medmvl.core.atomic import DiskFullError
 from medmvl.core.schema import SampleError
+from medmvl.infer import engine
 from medmvl.model import tune
 from medmvl.model.config import TuneRule
 
@@ -137,6 +138,28 @@ def test_long_rope_loss_is_the_same_packed_and_unpacked(tmp_path: Path) -> None:
     lengths = [bundle.processor.encode(sample).num_tokens for sample in samples]
     assert min(lengths) <= 70 < max(lengths)
     assert bundle.loss(samples).item() == pytest.approx(bundle.loss(samples, packed=False).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("llm", [{"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 100},
+    {"model_type": "gpt_neo", "hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 100,
+     "attention_types": [[["global"], 2]]}])  # fmt: skip
+def test_an_llm_with_a_table_of_positions_is_not_asked_for_more(tmp_path: Path, llm: dict) -> None:
+    tokenizer_of("chatml").save_pretrained(tmp_path / "tokenizer")
+    source = {"architecture": {"vocab_size": 512, **llm}, "tokenizer": tmp_path / "tokenizer"}
+    settings = {"llm": source, "towers": {"image": ENCODERS["siglip"]}}
+    torch.manual_seed(0)
+    bundle, samples = medmvl.Bundle.build(settings), make_samples(tmp_path)
+    assert bundle.processor.max_tokens == 100
+    lengths = [len(bundle.processor.prompt(sample).branches[0].ids) for sample in samples]
+    bundle.processor.stop_ids = ()
+    answers = engine.generate(bundle.model, bundle.processor, [bundle.processor.prompt(s) for s in samples], 200)
+    assert [len(answer) for answer in answers] == [101 - length for length in lengths]
+    long = samples[0].to_dict()
+    long["messages"][-1]["content"] = [{"type": "text", "text": "on and on " * 30}]
+    with pytest.raises(SampleError, match="more than max_tokens 100"):
+        bundle.loss([medmvl.Sample.from_dict(long)])
+    with pytest.raises(ValueError, match="128 is more than the 100 positions"):
+        medmvl.Bundle.build(settings, max_tokens=128)
 
 
 def test_statistics_of_a_single_number_are_hashed(tmp_path: Path) -> None:

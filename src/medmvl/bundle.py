@@ -31,6 +31,7 @@ from medmvl.processing.pack import arrange
 from medmvl.processing.processor import Processor, TowerInput
 
 FORMAT = 1
+MAX_TOKENS = 2048
 STATE, PROCESSOR, RECIPE, PROVENANCE = "bundle.json", "processor", "recipe.yaml", "provenance.json"
 
 
@@ -69,7 +70,7 @@ class Bundle:
         config: Mapping[str, Any] | ModelConfig,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        max_tokens: int = 2048,
+        max_tokens: int | None = None,
     ) -> Bundle:
         """Assemble a model from an LLM and towers; what has no weights yet (the connectors) is drawn at random.
 
@@ -79,15 +80,20 @@ class Bundle:
                 its tokens, a connector of two layers.
             device: where the model goes; "meta" builds shapes without weights.
             dtype: of the weights.
-            max_tokens: longest sample the processor lets through, media included.
+            max_tokens: longest sample the processor lets through, media included; by default 2048, or as many as the
+                LLM has positions for.
 
         Raises:
             ConfigError, SourceError, EncoderError: what does not exist or does not fit, and what to do.
+            ValueError: `max_tokens` is more than the LLM has positions for.
         """
         from medmvl.core import config as settings
 
         parsed = config if isinstance(config, ModelConfig) else settings.load(ModelConfig, dict(config))
         built = build_model(parsed, device=device, dtype=dtype)
+        if max_tokens is None:
+            max_tokens = min(MAX_TOKENS, built.model.longest or MAX_TOKENS)
+        built.model.check_max_tokens(max_tokens)
         return cls(built.model, _processor(built.model, built.tokenizer, parsed, max_tokens), built.config)
 
     @classmethod

@@ -39,7 +39,7 @@ def generate(
         model: the model; runs in eval mode, whatever mode it is in.
         processor: says which ids end an answer, and which never belong in one.
         prompts: what `processor.prompt` returned; those about the same media share their common prefix.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer. It ends earlier where the LLM has no more positions.
         temperature: 0 takes the likeliest token; above 0 samples.
         top_p: when sampling, only from the likeliest tokens that hold this much probability together.
         seed: of the sampling. Each prompt draws from its own stream, made from the seed and its id.
@@ -190,6 +190,9 @@ def _decode(
         chosen = chooser(logits, numbers)
         going = [line for line, token in enumerate(chosen) if token not in processor.stop_ids]
         yield from ((numbers[line], chosen[line]) for line in going)
+        if model.longest is not None:
+            ends = keys[:, -1].tolist()
+            going = [line for line in going if ends[line] + 1 < model.longest]
         if not going or step == max_new_tokens - 1:
             return
         if len(going) < len(chosen):
@@ -258,6 +261,8 @@ def _decode_alone(
     batch = collate(rows[0]).to(_device(model))
     embeddings = model.embed(batch.ids, batch.pixels, batch.media_positions)
     stops = list(processor.stop_ids)
+    if model.longest is not None:
+        max_new_tokens = min(max_new_tokens, model.longest - embeddings.shape[1] + 1)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=stops, pad_token_id=0
     )

@@ -94,6 +94,14 @@ def position_limit(config: PreTrainedConfig) -> int | None:
     return min(limits, default=None)
 
 
+_TABLED = frozenset(_names("biogpt codegen gpt2 gpt_bigcode gpt_neo gptj openai-gpt opt"))
+
+
+def position_table(config: PreTrainedConfig) -> int | None:
+    """Return the longest sample that an LLM with a table of positions can read; None where positions are computed."""
+    return config.max_position_embeddings if config.model_type in _TABLED else None
+
+
 _TINY: dict[str, Any] = {
     **dict(hidden_size=32, n_embd=32, word_embed_proj_dim=32, intermediate_size=48, n_inner=48, ffn_dim=48),
     **dict(num_attention_heads=4, n_head=4, head_dim=8, global_head_dim=8, query_pre_attn_scalar=8),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from medmvl.core.layout import Layout
 from medmvl.model import attention
-from medmvl.model.families import packable, position_limit
+from medmvl.model.families import packable, position_limit, position_table
 
 
 class Tower(nn.Module):
@@ -59,7 +59,17 @@ class VLM(nn.Module):
         self.towers = nn.ModuleDict(towers)
         self.position_limit = position_limit(llm.config) if self.packable else 0
         """Longest sample that may share a row with others; None for any, 0 for none."""
+        self.longest = position_table(llm.config)
+        """Longest sample that the LLM has positions for, answer included; None for any."""
         self._selects = "logits_to_keep" in inspect.signature(llm.forward).parameters
+
+    def check_max_tokens(self, max_tokens: int) -> None:
+        """Raise ValueError for a longest sample that is longer than the LLM has positions for."""
+        if self.longest is not None and max_tokens > self.longest:
+            raise ValueError(
+                f"max_tokens {max_tokens} is more than the {self.longest} positions that this LLM "
+                f"({self.llm.config.model_type}) has; set max_tokens to {self.longest} or fewer"
+            )
 
     @property
     def packable(self) -> bool:

@@ -67,6 +67,7 @@ def start_bundle(recipe: Recipe) -> Bundle:
     trusted = list(packages(recipe.model)) if recipe.model else []
     source = None if recipe.init_from is None else Bundle.load(find_bundle(recipe.init_from), allow_code=trusted)
     if recipe.model is None and source is not None:
+        source.model.check_max_tokens(recipe.run.max_tokens)
         source.processor = stage_processor(source.processor, None, recipe.run.max_tokens)
         return source
     bundle = Bundle.build(recipe.model or ModelConfig.model_validate({}), max_tokens=recipe.run.max_tokens)

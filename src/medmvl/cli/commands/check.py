@@ -103,6 +103,7 @@ def _build(recipe: "Recipe") -> "Built":
     if model is None:
         raise ValueError("the recipe names neither 'model' nor 'init_from'")
     built = build(model, device="meta")
+    built.model.check_max_tokens(recipe.run.max_tokens)
     recompute(built.model, recipe.run.activation_checkpointing)  # tells of a part that cannot
     return built
 
