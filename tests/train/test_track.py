@@ -32,7 +32,7 @@ def test_the_log_names_the_first_refused_samples_and_counts_the_others(tmp_path,
     for number in range(120):
         tracker.refuse(number, "chat", [Refusal(f"s{number}", None, "a line\u2028in two")])
     tracker.finish()
-    assert [record.args[0] for record in caplog.records[:5]] == ["s0", "s1", "s2", "s3", "s4"]
+    assert [record.args[0].sample_id for record in caplog.records[:5]] == ["s0", "s1", "s2", "s3", "s4"]
     assert [record.args[1] for record in caplog.records[5:]] == [10, 100, 120]
     assert len((tmp_path / "refused.jsonl").read_text().split("\n")) == 121
     Tracker(tmp_path, [], main=True, resumed=99)

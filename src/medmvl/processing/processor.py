@@ -244,8 +244,8 @@ class Processor:
             if (length := _longest(branches)) > self.max_tokens:
                 if self.shorten is None:
                     raise SampleError(
-                        f"{length} tokens are more than max_tokens {self.max_tokens}; raise max_tokens, "
-                        "shorten its text, or set shorten='text'",
+                        f"{length} tokens are more than max_tokens {self.max_tokens}; raise max_tokens (in a recipe "
+                        "run.max_tokens), or shorten its text",
                         sample.id,
                     )
                 branches, shortened = self._cut(draft, media, answered, sample.id)

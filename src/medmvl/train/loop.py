@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from medmvl.core.log import get_logger
+from medmvl.core.schema import SampleError
 from medmvl.data.mixture import Position
 from medmvl.model import tune
 from medmvl.train.checkpoint import Best, Checkpoints, Progress
@@ -228,7 +229,7 @@ class Loop:
         progress = replace(progress, refused=progress.refused + refused)
         allowed = int(self.run.max_refused * self.total * self.stage.global_batch)
         if progress.refused > allowed:
-            shown = "; ".join(f"{one.sample_id} ({one.path or 'text'}): {one.reason}" for one in everyone[:3])
+            shown = "; ".join(str(SampleError(one.reason, one.sample_id, one.path)) for one in everyone[:3])
             raise RefusedError(
                 f"{self._where(progress)}: {progress.refused} samples could not be used, more than run.max_refused "
                 f"{self.run.max_refused:g} of the stage's {self.total * self.stage.global_batch} allows ({allowed}); "

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from medmvl.data.mixture import Position, Step
 from medmvl.processing.collate import Batch
-from medmvl.train.feed import ChatPreparer, ModelBatch, Prepared
-from medmvl.train.images import NONE, Picture, PictureBatch, PicturePreparer, Seen, box_target
+from medmvl.train.feed import ModelBatch, Prepared
+from medmvl.train.images import NONE, Picture, Seen, box_target
 
 BOX = "box"
 
@@ -96,11 +96,6 @@ class Objective:
         hits = output.hits.detach()
         right, judged = (hits == 1).sum(0).tolist(), (hits >= 0).sum(0).tolist()
         return {name: (right[i], judged[i]) for i, name in enumerate(self.score_names)}
-
-
-def learns(preparer: ChatPreparer | PicturePreparer) -> str:
-    """Return what a loss term is called: "tokens" or "labels"."""
-    return "tokens" if isinstance(preparer, ChatPreparer) else "labels"
 
 
 class Heads(nn.Module):
@@ -276,9 +271,3 @@ class ContrastTargets:
         mask = torch.tensor([[1.0] * len(one) + [0.0] * (length - len(one)) for one in tokens])
         same = torch.tensor([[first == second for second in texts] for first in texts])
         return {"ids": ids, "mask": mask, "same": same}, len(texts)
-
-
-__all__ = [
-    "Contrast", "ContrastTargets", "HeadTargets", "Heads", "Objective", "Order", "Output", "PictureBatch", "Preparer",
-    "Scores", "find_classes", "learns",
-]  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 
 from medmvl.core.atomic import DiskFullError, atomic_file
 from medmvl.core.log import get_logger
+from medmvl.core.schema import SampleError
 from medmvl.train.feed import Refusal
 
 _LOG = get_logger(__name__)
@@ -68,9 +69,8 @@ class Tracker:
             return
         _append(self._folder / "refused.jsonl", rows)
         for number, row in enumerate(rows, self._refused[stage] + 1):
-            where = f" ({row['path']})" if row["path"] else ""
             if number <= _SHOWN:
-                _LOG.warning("refused sample %r%s: %s", row["sample_id"], where, row["reason"])
+                _LOG.warning("refused %s", SampleError(row["reason"], row["sample_id"], row["path"]))
             elif math.log10(number).is_integer():
                 _LOG.warning("%s: %d samples refused so far; refused.jsonl lists all", stage, number)
         self._refused[stage] += len(rows)
