@@ -219,3 +219,13 @@ def test_reference_text_is_kept(before: str, after: str, answer: str, path: str)
     assert shown == value.strip()
     assert (sample.answer, sample.media_key) == (answer, (path,))
     assert Sample.from_dict(sample.to_dict()) == sample
+
+
+def test_reference_rows_keep_keys_of_their_own_and_refuse_misspelt_ones() -> None:
+    turns = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "This.", "weight": 1}]
+    row = {"id": "1", "conversations": turns, "model": "", "source": "set", "idx": 3, "patient": "p1"}
+    sample = Sample.from_dict(row)
+    assert sample.meta.patient == "p1"
+    assert sample.to_dict()["meta"]["idx"] == 3
+    with pytest.raises(SampleError, match=r"unknown key 'images'; did you mean 'image'"):
+        Sample.from_dict({**row, "images": ["a.png"]})

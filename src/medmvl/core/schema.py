@@ -4,6 +4,7 @@ import math
 import os.path
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -318,9 +319,13 @@ def _part_dict(part: Text | Image | Volume | BoxRef, base: str | None) -> dict[s
 
 def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
     """Turn a reference annotation into a canonical dict."""
-    unknown = [key for key in data if key not in _REFERENCE_KEYS]
-    if unknown:
-        hints = [f"unknown key {key!r}; {choices_text(str(key), _REFERENCE_KEYS, 'known keys')}" for key in unknown]
+    further = [str(key) for key in data if key not in _REFERENCE_KEYS]
+    # Published sets carry keys of their own ("model", "source"), which are kept in meta; one that is almost the name of
+    # a key that is not there is a mistake.
+    absent = [key for key in _REFERENCE_KEYS if key not in data]
+    misspelt = [key for key in further if get_close_matches(key, absent, n=1, cutoff=0.75)]
+    if misspelt:
+        hints = [f"unknown key {key!r}; {choices_text(key, _REFERENCE_KEYS, 'known keys')}" for key in misspelt]
         raise SampleError("; ".join(hints), sample_id)
     if not isinstance(data["conversations"], list | tuple):
         raise SampleError(f"'conversations' is a list of turns, got {type(data['conversations']).__name__}", sample_id)
@@ -355,7 +360,7 @@ def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
                 "the conversations end with a gpt turn, and 'answer' says something else; keep the true one",
                 sample_id,
             )
-    meta = {"domain": data["domain"]} if data.get("domain") is not None else {}
+    meta = {key: data[key] for key in ("domain", *further) if data.get(key) is not None}
     canonical = {"messages": messages, "meta": meta, "source": data.get("data_source") or ""}
     canonical |= {key: data[key] for key in ("id", "task", "split") if data.get(key) is not None}
     return canonical
@@ -370,7 +375,7 @@ def _path_list(data: Mapping[str, Any], key: str, sample_id: str) -> list[str]:
 
 
 def _reference_turn(turn: object, index: int, sample_id: str) -> tuple[str, str]:
-    if not isinstance(turn, Mapping) or set(turn) != {"from", "value"} or not isinstance(turn["value"], str):
+    if not isinstance(turn, Mapping) or not {"from", "value"} <= set(turn) or not isinstance(turn["value"], str):
         message = f"conversations[{index}] is not {{'from': ..., 'value': text}}: {shorten(turn)}"
         raise SampleError(message, sample_id)
     role = _REFERENCE_ROLES.get(turn["from"])
