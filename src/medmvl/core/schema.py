@@ -320,10 +320,9 @@ def _part_dict(part: Text | Image | Volume | BoxRef, base: str | None) -> dict[s
 def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
     """Turn a reference annotation into a canonical dict."""
     further = [str(key) for key in data if key not in _REFERENCE_KEYS]
-    # Published sets carry keys of their own ("model", "source"), which are kept in meta; one that is almost the name of
-    # a key that is not there is a mistake.
-    absent = [key for key in _REFERENCE_KEYS if key not in data]
-    misspelt = [key for key in further if get_close_matches(key, absent, n=1, cutoff=0.75)]
+    # Published sets carry keys of their own ("model", "idx"), which are kept in meta; one that is all but a known key
+    # is a mistake.
+    misspelt = [key for key in further if get_close_matches(key, _REFERENCE_KEYS, n=1, cutoff=0.85)]
     if misspelt:
         hints = [f"unknown key {key!r}; {choices_text(key, _REFERENCE_KEYS, 'known keys')}" for key in misspelt]
         raise SampleError("; ".join(hints), sample_id)
