@@ -90,6 +90,13 @@ def test_tied_embeddings_and_adapters_survive(tmp_path: Path) -> None:
     assert tune.adapters(again.model) == tune.adapters(bundle.model)
 
 
+def test_weights_that_were_shared_by_hand_survive(tmp_path: Path) -> None:
+    bundle, samples = make(tmp_path), make_samples(tmp_path)
+    bundle.model.llm.lm_head.weight = bundle.model.llm.get_input_embeddings().weight
+    again = medmvl.load(bundle.save(tmp_path / "bundle"))
+    assert torch.equal(bundle.logits(samples[0]), again.logits(samples[0]))
+
+
 def test_packed_loss_and_gradients_equal_unpacked(tmp_path: Path) -> None:
     bundle, samples = make(tmp_path), make_samples(tmp_path)
     gradients = []

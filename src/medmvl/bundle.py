@@ -369,6 +369,10 @@ def _load_weights(model: VLM, path: Path, tied: Mapping[str, str]) -> None:
         raise BundleError(
             f"{path}: weights and config do not match; missing {missing[:5]}, unexpected {result.unexpected_keys[:5]}"
         )
+    held = model.state_dict()
+    for name, stored in tied.items():  # shared when it was saved, whether or not the config shares them
+        if held[name].data_ptr() != held[stored].data_ptr():
+            held[name].copy_(held[stored])
 
 
 def _versions() -> dict[str, Any]:

@@ -122,8 +122,8 @@ class Template:
                 source = tokenizer.get_chat_template()
             except ValueError:
                 raise ValueError(
-                    f"tokenizer {tokenizer.name_or_path!r} has no chat template of its own; name one: "
-                    f"{', '.join(known)}, or a .jinja file"
+                    f"tokenizer {tokenizer.name_or_path!r} has no chat template of its own; name one as the "
+                    f"model's `template`: {', '.join(known)}, or a .jinja file"
                 ) from None
             return cls("tokenizer", source, tokenizer)
         path = shipped.path(_FOLDER, str(name), ".jinja") or Path(name)
