@@ -108,7 +108,8 @@ def test_wrong_names_are_answered(name: str, message: str) -> None:
 def test_a_tokenizer_without_template_asks_for_one() -> None:
     tokenizer = tokenizer_of("chatml")
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match=r"no chat template of its own; name one as the model's .template.: plain, pretrain, vicuna"):
+    said = r"no chat template of its own; name one as the model's .template.: plain, pretrain, vicuna"
+    with pytest.raises(ValueError, match=said):
         Template.load(None, tokenizer)
 
 
