@@ -109,7 +109,8 @@ def test_check_finds_missing_files(work: Path, store: Path, tmp_path: Path, caps
     (tmp_path / "colours" / "images" / "5.png").unlink()
     text = (tmp_path / "colours" / "train.jsonl").read_text().replace(str(work), str(tmp_path / "colours"))
     (tmp_path / "colours" / "train.jsonl").write_text(text)
-    assert main(["check", f"{work}/recipe.yaml", f"run.data_roots=['{tmp_path}']"]) == 2
+    settings = [f"run.data_roots=['{tmp_path}']", "run.max_refused=0.01"]
+    assert main(["check", f"{work}/recipe.yaml", *settings]) == 2
     shown = capsys.readouterr()
     assert "refused: 1 of 24" in shown.out and "5.png" in shown.err and "no such file" in shown.err
 

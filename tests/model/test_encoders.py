@@ -282,3 +282,16 @@ def test_conv_options_are_checked(options: dict, part: str) -> None:
 def test_conv_takes_its_size_from_the_spec_too() -> None:
     encoder = build_encoder(TowerConfig(encoder="conv", spec={"size": [64, 96], "mean": [0.3], "fit": "stretch"}))
     assert (encoder.grid, encoder.spec.mean) == ((8, 12), (0.3,))
+
+
+def test_weights_without_preprocessor_are_fed_a_stated_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(
+        "medmvl.model.encoders.hf.get_logger",
+        lambda _: type("Log", (), {"warning": staticmethod(lambda text, *values: said.append(text % values))}),
+    )
+    folder = save(build(SIGLIP).model, tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    encoder = build_encoder(TowerConfig(encoder=folder))
+    assert encoder.spec.size == (32, 32) and encoder.spec.mean == (0.5,) * 3
+    assert len(said) == 1 and "preprocessor_config.json" in said[0] and "32 x 32" in said[0]

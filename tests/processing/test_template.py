@@ -105,12 +105,14 @@ def test_wrong_names_are_answered(name: str, message: str) -> None:
         Template.load(name, tokenizer_of("chatml"))
 
 
-def test_a_tokenizer_without_template_asks_for_one() -> None:
+def test_a_tokenizer_without_template_gets_the_papers_prompt_and_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    logger = type("Log", (), {"warning": staticmethod(lambda text, *values: said.append(text % values))})
+    monkeypatch.setattr("medmvl.processing.template.get_logger", lambda _: logger)
     tokenizer = tokenizer_of("chatml")
     tokenizer.chat_template = None
-    said = r"no chat template of its own; name one as the model's .template.: plain, pretrain, vicuna"
-    with pytest.raises(ValueError, match=said):
-        Template.load(None, tokenizer)
+    assert Template.load(None, tokenizer).source == Template.load("vicuna", tokenizer).source
+    assert len(said) == 1 and "no chat template of its own" in said[0] and "plain, pretrain, vicuna" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_broken_samples_are_refused_listed_and_never_replaced(root):
     (store / "images/1.png").unlink()
     stage = tiny_run.stage(epochs=1, steps=None, global_batch=4)
     with pytest.raises(RefusedError, match=r"max_refused 0\.01.*refused\.jsonl"):
-        train(tiny_run.recipe(root, stage, output=str(root / "strict")))
+        train(tiny_run.recipe(root, stage, max_refused=0.01, output=str(root / "strict")))
     folder = train(tiny_run.recipe(root, stage, max_refused=0.2))
     rows = [json.loads(line) for line in (folder / "refused.jsonl").read_text().splitlines()]
     broken = {f"{number}-{task}" for number in (0, 1) for task in ("side", "size", "report", "rec")}

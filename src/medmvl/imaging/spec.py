@@ -17,6 +17,10 @@ Fit = Literal["stretch", "crop", "pad"]
 RESAMPLES: tuple[Resample, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
+PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Where a checkpoint keeps how its pictures are prepared; the first that is there counts."""
+
+
 class SpecError(ValueError):
     """A preprocessor config that cannot be followed exactly."""
 
@@ -78,12 +82,12 @@ class VisionSpec(BaseModel):
             SpecError: no such file, no JSON, or a config that cannot be followed exactly.
         """
         folder = Path(folder)
-        names = ("preprocessor_config.json", "processor_config.json")
-        files = [folder] if folder.is_file() else [folder / name for name in names if (folder / name).is_file()]
+        named = [folder / name for name in PREPROCESSOR_FILES if (folder / name).is_file()]
+        files = [folder] if folder.is_file() else named
         if not files:
             raise SpecError(
-                f"{folder}: no {' or '.join(names)}; give the folder of a downloaded checkpoint, or write the spec "
-                "(size, mean, std, ...) into the recipe"
+                f"{folder}: no {' or '.join(PREPROCESSOR_FILES)}; give the folder of a downloaded checkpoint, or "
+                "write the spec (size, mean, std, ...) into the recipe"
             )
         try:
             return cls.from_preprocessor(json.loads(files[0].read_text(encoding="utf-8")))

@@ -11,10 +11,13 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from medmvl.core import shipped
+from medmvl.core.log import get_logger
 from medmvl.core.lookup import choices_text
 from medmvl.processing.text import control_tokens
 
 _FOLDER = "processing/templates"
+FALLBACK = "vicuna"
+"""The template of a model whose tokenizer brings none and whose settings name none: the paper's prompt."""
 
 _OPEN_ENDED = re.compile(r"\{#-?\s*end mark: none\s*-?#\}")
 _FIRST_SLOT, _LAST_SLOT = 0x100000, 0x10FFFD
@@ -113,19 +116,23 @@ class Template:
     def load(cls, name: str | Path | None, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Load a shipped template by name, a .jinja file, or (None) the tokenizer's own.
 
+        A tokenizer without one (a base LLM's) gets the paper's prompt, `vicuna`, with a warning.
+
         Raises:
-            ValueError: the name is unknown, or the tokenizer has no template of its own.
+            ValueError: the name is unknown, or the template does not fit the tokenizer.
         """
         known = shipped.names(_FOLDER, ".jinja")
+        if name is None and tokenizer.chat_template is not None:
+            return cls("tokenizer", tokenizer.get_chat_template(), tokenizer)
         if name is None:
-            try:
-                source = tokenizer.get_chat_template()
-            except ValueError:
-                raise ValueError(
-                    f"tokenizer {tokenizer.name_or_path!r} has no chat template of its own; name one as the "
-                    f"model's `template`: {', '.join(known)}, or a .jinja file"
-                ) from None
-            return cls("tokenizer", source, tokenizer)
+            get_logger(__name__).warning(
+                "tokenizer %r has no chat template of its own: the model gets %r; name another one as its `template`: "
+                "%s, or a .jinja file",
+                tokenizer.name_or_path,
+                FALLBACK,
+                ", ".join(known),
+            )
+            name = FALLBACK
         path = shipped.path(_FOLDER, str(name), ".jinja") or Path(name)
         if path.suffix != ".jinja":
             raise ValueError(f"unknown template {str(name)!r}; {choices_text(str(name), known)}, or a .jinja file")

@@ -112,7 +112,7 @@ class Run(Strict):
     workers: int = Field(2, ge=0, description="processes that load data, per device; 0 = load in the loop")
     save_every: int = Field(500, ge=1, description="optimizer steps between two checkpoints")
     max_refused: float = Field(
-        0.01, ge=0, le=1, description="share of a stage's samples that may be unusable before the run stops"
+        0.1, ge=0, le=1, description="share of a stage's samples that may be unusable before the run stops"
     )
     keep_last: int = Field(2, ge=1, description="checkpoints that stay, beside the best one")
     log_every: int = Field(10, ge=1, description="optimizer steps between two lines of the log")

@@ -160,8 +160,8 @@ def _choice(writer: _Writer, kind: str, truth: str, pool: tuple[str, ...]) -> Sa
     options = [options[index] for index in writer.rng.permutation(len(options))]
     letters = "ABCD"[: len(options)]
     listed = " ".join(f"({letter}) {option}" for letter, option in zip(letters, options, strict=True))
-    # The answer is the option's words, not its letter: a model of a million weights, trained for minutes, does not learn
-    # to look up a letter in the question (it stays at chance), and the benchmark is to measure what it sees.
+    # The answer is the option's words, not its letter: a model of a million weights, trained for minutes, does not
+    # learn to look up a letter in the question (it stays at chance), and the benchmark is to measure what it sees.
     return writer.say("choice", f"{writer.wording(kind)} {listed}", truth, "choice", tuple(options))
 
 

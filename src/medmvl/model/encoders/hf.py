@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from medmvl.imaging.spec import SpecError, VisionSpec
+from medmvl.core.log import get_logger
+from medmvl.imaging.spec import PREPROCESSOR_FILES, SpecError, VisionSpec
 from medmvl.model.encoders.base import Encoder, EncoderError, changed, default_normalisation
 from medmvl.model.source import check_weights
 
@@ -170,7 +171,17 @@ def _spec(
         base = VisionSpec.from_preprocessor(preprocessor)
     # A whole spec of the user's needs no preprocessor file beside the weights.
     elif isinstance(source, Path) and not {"size", "mean", "std"} <= set(changes):
-        base = VisionSpec.from_pretrained(source)
+        if any((source / name).exists() for name in PREPROCESSOR_FILES):
+            base = VisionSpec.from_pretrained(source)
+        else:
+            get_logger(__name__).warning(
+                "%s holds no %s: pictures will be stretched to %d x %d, with mean and std 0.5. If its weights were "
+                "trained on pictures prepared otherwise, put their file there, or write the spec (size, mean, std) "
+                "into the recipe",
+                source,
+                " or ".join(PREPROCESSOR_FILES),
+                *base.size,
+            )
     return changed(base, changes)
 
 
