@@ -216,6 +216,8 @@ def test_what_is_no_bundle_says_so(tmp_path: Path) -> None:
     (path / "bundle.json").write_text(json.dumps(named))
     with pytest.raises(BundleError, match=r"evil\.package:Connector.*allow_code"):
         medmvl.load(path)
+    with pytest.raises(BundleError, match="allow_code"):
+        medmvl.load(path, allow_code="evil_twin")
     with pytest.raises(BundleError, match=r"evil\.package:Connector.*allow_code"):
         read_config(path)
     (path / "bundle.json").write_text(json.dumps(state))

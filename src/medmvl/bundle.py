@@ -334,8 +334,9 @@ def _read(path: Path, allow_code: Sequence[str]) -> tuple[ModelConfig, dict[str,
     if state.get("format") != FORMAT:
         raise BundleError(f"{file}: format {state.get('format')!r}, this version reads {FORMAT}; update medmvl")
     config = ModelConfig.model_validate(state["model"])
+    allowed = {allow_code} if isinstance(allow_code, str) else set(allow_code)
     for package, name in packages(config).items():
-        if package not in allow_code:
+        if package not in allowed:
             raise BundleError(
                 f"{path} names {name!r}, which runs code of the package {package!r}. If you trust it: "
                 f"load(..., allow_code=[{package!r}]), --allow-code {package} on the command line, or a recipe whose "
