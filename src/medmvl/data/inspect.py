@@ -10,14 +10,14 @@ from PIL import Image as PIL
 from PIL import ImageDraw, ImageFont
 
 from medmvl.core.atomic import atomic_file
-from medmvl.core.schema import Box, BoxRef, Image, Sample, Text
+from medmvl.core.schema import Box, BoxRef, Image, Sample, SampleError, Text
 from medmvl.data.store import SampleStore
 from medmvl.imaging.intensity import to_display
 from medmvl.imaging.picture import ImageError
 from medmvl.imaging.read import read_image
 
 _COLOURS = ("#e6194b", "#008fd5", "#3cb44b", "#f58231", "#911eb4", "#00a0a0", "#c08000", "#d4359b")
-_INK, _ANSWER, _FAINT, _PAPER = "#202020", "#0b6e2e", "#707070", "#ffffff"
+_INK, _ANSWER, _FAINT, _WRONG, _PAPER = "#202020", "#0b6e2e", "#707070", "#c00000", "#ffffff"
 _TILE, _PICTURE, _MARGIN = 400, 320, 16  # pixels
 _LINE, _SIZE = 18, 14  # height of a text line, and of its letters
 _MOST_SAMPLES = 12  # of one image
@@ -29,8 +29,8 @@ def contact_sheet(store: SampleStore, out: str | Path, n: int = 12, seed: int = 
     """Draw images of a store with their boxes, questions and answers.
 
     The images are drawn at random, task by task, so that each task is seen before one is seen twice; the same
-    arguments give the same sheet. The samples of an image are listed, twelve at most. A file that cannot be read is
-    shown by its error.
+    arguments give the same sheet. The samples of an image are listed, twelve at most. A file that cannot be read
+    and a line that is no valid sample are shown by their errors.
 
     Args:
         store: the split to look at.
@@ -44,11 +44,10 @@ def contact_sheet(store: SampleStore, out: str | Path, n: int = 12, seed: int = 
 
     Raises:
         ValueError: `n` or `columns` below 1.
-        SampleError: a chosen line is no valid sample.
     """
     if n < 1 or columns < 1:
         raise ValueError(f"a contact sheet needs at least one image and one column, got n={n}, columns={columns}")
-    tiles = [_tile([store[row] for row in rows]) for rows in choose(store, n, seed)]
+    tiles = [_tile(store, rows) for rows in choose(store, n, seed)]
     tile_rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     width = _MARGIN + min(columns, len(tiles)) * (_TILE + _MARGIN)
     header = _header(store, width - 2 * _MARGIN)
@@ -88,19 +87,28 @@ def choose(store: SampleStore, n: int, seed: int) -> list[list[int]]:
     return chosen
 
 
-def _tile(samples: Sequence[Sample]) -> PIL.Image:
-    """Draw the media once, then every sample's text."""
+def _tile(store: SampleStore, rows: Sequence[int]) -> PIL.Image:
+    """Draw the media once, then every sample's text, or what is wrong with it."""
+    samples: list[Sample] = []
+    wrong: list[Line] = []
+    for row in rows:
+        try:
+            samples.append(store[row])
+        except SampleError as error:
+            wrong.append((_WRONG, str(error)))
+    if not samples:
+        return _page(wrong, _TILE)
     boxes = list(dict.fromkeys(box for sample in samples for box in sample.meta.boxes))
     colours = {box: _COLOURS[number % len(_COLOURS)] for number, box in enumerate(boxes)}
     pictures = [_picture(media, number, colours) for number, media in enumerate(samples[0].media)]
     lines: list[Line] = [(_FAINT, f"{samples[0].split}  {samples[0].patient}")]
     for sample in samples:
         lines += _text(sample)
-    return _stack([*pictures, _page(lines, _TILE)])
+    return _stack([*pictures, _page([*lines, *wrong], _TILE)])
 
 
 def _text(sample: Sample) -> list[Line]:
-    lines = [(_FAINT, f"{sample.id}  [{sample.task}]")]
+    lines = [(_FAINT, f"{sample.id}  [{sample.task}]" if sample.task else sample.id)]
     for message in sample.messages:
         mark, colour = ("A: ", _ANSWER) if message.role == "assistant" else ("Q: ", _INK)
         words = []
@@ -120,7 +128,7 @@ def _picture(media: object, number: int, colours: dict[Box, str]) -> PIL.Image:
     try:
         pixels = to_display(read_image(media.path))
     except ImageError as error:
-        return _page([("#c00000", str(error))], _TILE)
+        return _page([(_WRONG, str(error))], _TILE)
     height, width = pixels.shape[:2]
     scale = min(_TILE / width, _PICTURE / height)
     shown = PIL.new("RGB", (_TILE, max(1, round(height * scale))), "#000000")

@@ -180,9 +180,23 @@ def read_annotations(path: str | Path, root: str | Path | Sequence[str | Path], 
         StoreError: names the file and line of broken JSON.
         SampleError: a sample is wrong.
     """
+    for sample in read_each(path, root, split):
+        if isinstance(sample, SampleError):
+            raise sample
+        yield sample
+
+
+def read_each(
+    path: str | Path, root: str | Path | Sequence[str | Path], split: str = ""
+) -> Iterator[Sample | SampleError]:
+    """As `read_annotations`, but a wrong sample is yielded as its error, in its place."""
     for row, place in _annotation_rows(Path(path)):
-        sample = _sample(row, root, place)
-        yield sample if sample.split or not split else sample.model_copy(update={"split": split})
+        try:
+            sample = _sample(row, root, place)
+        except SampleError as error:
+            yield error
+        else:
+            yield sample if sample.split or not split else sample.model_copy(update={"split": split})
 
 
 def _annotation_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -313,11 +327,11 @@ def find_source(name: str, roots: Sequence[str | Path] = ()) -> Source:
         return Source(stores[name])
     parent, _, _ = name.partition("/")
     if parent in stores:
-        known = _tasks(stores[parent])
+        known = [task for task in _tasks(stores[parent]) if task]
         if name in known:
             return Source(stores[parent], (name,))
         raise StoreError(f"source {name!r}: no sample in {stores[parent]} has this task; {choices_text(name, known)}")
-    looked = ", ".join(str(root) for root in roots) or "none given"
+    looked = ", ".join(dict.fromkeys(str(root) for root in roots)) or "none given"
     raise StoreError(
         f"source {name!r}: no such store; {choices_text(name, stores, 'known')}. Folders looked in: {looked}. "
         "A path to a folder with train.jsonl works too; `medmvl data` builds and converts data sets."

@@ -14,7 +14,7 @@ from torch import nn
 
 from medmvl.bundle import STATE, Bundle, packages
 from medmvl.data.mixture import Mixture
-from medmvl.data.store import SampleStore, find_source
+from medmvl.data.store import SampleStore, StoreError
 from medmvl.model import tune
 from medmvl.model.build import build
 from medmvl.model.config import ModelConfig
@@ -24,6 +24,7 @@ from medmvl.train.feed import ChatPreparer, Refusal, held_out
 from medmvl.train.images import Picture, PicturePreparer, Shuffled, gather_pictures, once
 from medmvl.train.objectives import BOX, Contrast, ContrastTargets, Heads, HeadTargets, Objective, find_classes
 from medmvl.train.recipe import Data, Recipe, Run, Stage, passes
+from medmvl.train.sources import status
 
 EXTRA = "objective."
 """Prefix, in checkpoints, of weights that serve one stage only and are no part of the bundle."""
@@ -141,14 +142,17 @@ def open_stores(data: Sequence[Data], run: Run) -> list[SampleStore]:
     """Open the sources of a mixture.
 
     Raises:
-        StoreError: a source, split or task that does not exist, with all known names.
+        StoreError: sources, splits or tasks that do not exist, with all known names, or where a known data set is from.
     """
-    stores = []
-    for one in data:
-        source = find_source(one.source, run.data_roots)
-        wanted = source.tasks if one.tasks is None else tuple(one.tasks)
-        stores.append(SampleStore(source.folder, one.split, wanted, roots=run.data_roots))
-    return stores
+    found = [status(one, run.data_roots) for one in data]
+    lacking = [
+        one.note if one.fatal else f"source {one.data.source!r}: {one.note} (looked in {', '.join(run.data_roots)})"
+        for one in found
+        if one.store is None
+    ]
+    if lacking:
+        raise StoreError("\n  ".join(dict.fromkeys(lacking)))
+    return [one.store for one in found if one.store is not None]
 
 
 def plan_stage(

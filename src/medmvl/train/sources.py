@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medmvl.core.lookup import choices_text
+from medmvl.core.lookup import nearest
 from medmvl.core.schema import Sample, SampleError
 from medmvl.data.store import SampleStore, StoreError, find_source
 from medmvl.train.recipe import Data
@@ -103,5 +103,6 @@ def status(data: Data, roots: Sequence[str | Path]) -> Status:
 def _missing(data: Data, name: str, error: str) -> Status:
     if name in KNOWN and not Path(data.source).exists():
         return Status(data, None, f"not here; {KNOWN[name]}")
-    hint = choices_text(name, KNOWN, "known data sets")
-    return Status(data, None, f"{error} Or: {hint}", fatal=True)
+    near = nearest(name, KNOWN)
+    hint = f" Of known data sets, {near!r} is nearest ({KNOWN[near]})." if near else ""
+    return Status(data, None, f"{error}{hint}", fatal=True)

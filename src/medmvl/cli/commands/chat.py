@@ -1,5 +1,6 @@
 """`medmvl chat`: a conversation about pictures, in the terminal."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,13 +30,13 @@ def chat(
     \b
     medmvl chat runs/demo/2d/bundle --image scan.dcm
     """
+    waiting: list[Part] = [_image(path) for path in image or []]
     model = open_bundle(bundle, device, allow_code)
     typer.echo(_HELP)
-    waiting: list[Part] = [_image(path) for path in image or []]
     messages: list[Message] = []
     while True:
         try:
-            line = input("you: ").strip()
+            line = _asked()
         except EOFError:
             return
         if line == "/quit":
@@ -52,6 +53,14 @@ def chat(
             if answer is not None:
                 messages += [turn, Message(role="assistant", content=(Text(text=answer),))]
                 waiting = []
+
+
+def _asked() -> str:
+    """Read a line; one from a file or a pipe is shown, as a terminal shows what is typed."""
+    line = input("you: ").strip()
+    if not sys.stdin.isatty():
+        typer.echo(line)
+    return line
 
 
 def _image(path: Path) -> Image:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from medmvl.core.schema import Sample
     from medmvl.model.build import Built
+    from medmvl.processing.template import Template
     from medmvl.train.recipe import Data, Recipe, Stage
     from medmvl.train.sources import Looked, Status
 
@@ -29,7 +31,7 @@ def check(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe.")] = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Devices to estimate for; default: those visible.")] = None,
 ) -> None:
-    r"""Run a recipe dry: find its data, build its shapes, print what learns, tokens, steps, memory. Starts nothing.
+    """Run a recipe dry: find its data, build its shapes, print what learns, tokens, steps, memory. Starts nothing.
 
     Needs no weights and no network for models whose dimensions ship (medmvl list encoders). Ends with an error when the
     run could not start; data sets that shipped recipes name may be fetched later.
@@ -46,12 +48,12 @@ def check(
     found = [[status(data, settings.run.data_roots) for data in stage.data] for stage in settings.stages]
     _print_data(screen, settings, found)
     held_out = [status(d, settings.run.data_roots) for s in settings.stages if s.validation for d in s.validation.data]
-    built = _build(settings)
+    built, template = _build(settings)
     _print_model(screen, settings, built)
     every = [*(one for sources in found for one in sources), *held_out]
     fatal = [f"{one.data.source} ({one.data.split}): {one.note}" for one in every if one.fatal]
     for stage, sources in zip(settings.stages, found, strict=True):
-        fatal += _print_stage(screen, settings, stage, sources, built, devices)
+        fatal += _print_stage(screen, settings, stage, sources, built, template, devices)
     if fatal:
         raise ValueError("\n  ".join([f"{recipe} cannot run on this machine as it is", *fatal]))
     missing = sorted({one.data.source for sources in found for one in sources if one.store is None})
@@ -64,13 +66,17 @@ def _print_data(screen: "Console", recipe: "Recipe", found: Sequence[Sequence["S
     for stage, sources in zip(recipe.stages, found, strict=True):
         for one, taken in zip(sources, _taken(stage, sources), strict=True):
             count = f"{len(one.store):,}" if one.store else "-"
-            name = one.data.source + (f" {one.data.tasks}" if one.data.tasks else "")
+            name = one.data.source + (f": {', '.join(one.data.tasks)}" if one.data.tasks else "")
             text = " (text only)" if one.data.media == "drop" else ""
-            table.add_row(
-                stage.name, name + text, one.data.split, count, taken, one.note if one.store else f"[red]{one.note}"
-            )
+            where = _short(one.store.path) if one.store else f"[red]{one.note}"
+            table.add_row(stage.name, name + text, one.data.split, count, taken, where)
     screen.print("[bold]data[/bold]", f"(looked in {', '.join(recipe.run.data_roots)})")
     screen.print(table)
+
+
+def _short(path: Path) -> str:
+    """Return a path as seen from here, when it lies below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _lengths(sources: Sequence["Status"]) -> list[int] | None:
@@ -91,21 +97,24 @@ def _taken(stage: "Stage", sources: Sequence["Status"]) -> list[str]:
     return [f"{data.weight:g} x all" for data in stage.data]
 
 
-def _build(recipe: "Recipe") -> "Built":
-    from medmvl.bundle import read_config
+def _build(recipe: "Recipe") -> "tuple[Built, Template | str | None]":
+    """Return the model's shapes, and the chat template that its stages use unless they name one."""
+    from medmvl.bundle import PROCESSOR, read_config
     from medmvl.model.build import build
+    from medmvl.processing.processor import Processor
     from medmvl.train.assemble import find_bundle, recompute
 
     start = None if recipe.init_from is None else find_bundle(recipe.init_from)
-    model = recipe.model
+    model, processor = recipe.model, None
     if model is None and start is not None:
         model = read_config(start)  # refuses a bundle that would run code of its own
+        processor = Processor.load(start / PROCESSOR)
     if model is None:
         raise ValueError("the recipe names neither 'model' nor 'init_from'")
-    built = build(model, device="meta")
+    built = build(model, device="meta", tokenizer=processor.tokenizer if processor else None)
     built.model.check_max_tokens(recipe.run.max_tokens)
     recompute(built.model, recipe.run.activation_checkpointing)  # tells of a part that cannot
-    return built
+    return built, processor.template if processor else built.config.template
 
 
 def _print_model(screen: "Console", recipe: "Recipe", built: "Built") -> None:
@@ -141,6 +150,7 @@ def _print_stage(
     stage: "Stage",
     sources: Sequence["Status"],
     built: "Built",
+    template: "Template | str | None",
     devices: int | None,
 ) -> list[str]:
     """Print what a stage trains, reads and needs; return what would stop it."""
@@ -149,7 +159,7 @@ def _print_stage(
     from medmvl.train.sources import look
 
     table = tune.apply(built.model, stage.tune)
-    looked = look(sources, _SAMPLES, _counter(recipe, stage, built))
+    looked = look(sources, _SAMPLES, _counter(recipe, stage, built, template))
     screen.print(f"\n[bold]stage {stage.name}[/bold] ({stage.objective})")
     screen.print(str(table), highlight=False, markup=False)
     screen.print(_tokens(recipe, stage, looked, built), markup=False, soft_wrap=True)
@@ -184,7 +194,9 @@ def _tokens(recipe: "Recipe", stage: "Stage", looked: "Looked", built: "Built") 
     return f"{head}; a sample has {seen} (limit {recipe.run.max_tokens})"
 
 
-def _counter(recipe: "Recipe", stage: "Stage", built: "Built") -> Callable[["Sample", "Data"], int]:
+def _counter(
+    recipe: "Recipe", stage: "Stage", built: "Built", template: "Template | str | None"
+) -> Callable[["Sample", "Data"], int]:
     """Return what counts a sample's tokens, media included; 0 where there is no tokenizer or no chat."""
     if built.tokenizer is None or stage.objective != "chat":
         return lambda sample, data: 0
@@ -195,8 +207,7 @@ def _counter(recipe: "Recipe", stage: "Stage", built: "Built") -> Callable[["Sam
         name: TowerInput(tower.placeholder, name, tower.num_tokens, tower.encoder.spec)
         for name, tower in built.model.towers.items()
     }
-    template = stage.template or built.config.template
-    processor = Processor(built.tokenizer, template, towers, max_tokens=recipe.run.max_tokens)
+    processor = Processor(built.tokenizer, stage.template or template, towers, max_tokens=recipe.run.max_tokens)
 
     def count(sample: "Sample", data: "Data") -> int:
         return processor.encode(without_media(sample) if data.media == "drop" else sample).num_tokens

@@ -1,12 +1,16 @@
 """`medmvl data`: build the benchmark, convert annotations, look at samples."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from medmvl.cli.screen import new_app
+from medmvl.core.schema import Sample, SampleError
+
+_TOLD = 10  # wrong samples of a file that an error spells out
 
 app = new_app()
 build = new_app()
@@ -69,15 +73,34 @@ def annotations(
     \b
     medmvl data convert annotations train.json data/mine --root images
     """
-    from medmvl.data.store import read_annotations, write_samples
+    from medmvl.data.store import read_each, write_samples
 
     root = root or file.parent
-    samples = read_annotations(file, root, split)
+    samples = _usable(file, read_each(file, root, split))
     text = f"from {file.name}"
     manifest = write_samples(out, samples, name=out.name, version="1.0", licence="as its source", description=text)
     _print_manifest(manifest, out)
     if not root.resolve().is_relative_to(out.resolve()):
         typer.echo(f"the images stay in {root}: name it in the recipe, run.data_roots='[{out.parent}, {root}]'")
+
+
+def _usable(file: Path, rows: Iterable[Sample | SampleError]) -> Iterator[Sample]:
+    """Yield the samples.
+
+    Raises:
+        ValueError: at the end, when any was wrong; names all of them, or the first ones.
+    """
+    total, wrong = 0, []
+    for row in rows:
+        total += 1
+        if isinstance(row, Sample):
+            yield row
+        else:
+            wrong.append(str(row))
+    if wrong:
+        more = [f"and {len(wrong) - _TOLD:,} more"] if len(wrong) > _TOLD else []
+        head = f"{file}: {len(wrong):,} of {total:,} samples are wrong, nothing was written"
+        raise ValueError("\n  ".join([head, *wrong[:_TOLD], *more]))
 
 
 @app.command()
@@ -103,6 +126,8 @@ def inspect(
         _print_manifest(store.manifest, store.folder)
     else:
         typer.echo(f"{store.path}: {len(store):,} samples, no manifest")
+        for task, count in sorted(Counter(store.task_names[number] for number in store.tasks).items()):
+            typer.echo(f"  {task or '(no task)'}: {count:,}")
     typer.echo(f"contact sheet: {out}")
 
 
@@ -112,7 +137,7 @@ def _print_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
     from medmvl.cli.screen import console
 
     splits = manifest["splits"]
-    table = Table(title=f"{manifest['name']} {manifest['version']} in {folder}", title_justify="left")
+    table = Table()
     table.add_column("task")
     for split in splits:
         table.add_column(split, justify="right")
@@ -122,5 +147,6 @@ def _print_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
     for key in ("samples", "media", "patients"):
         table.add_row(f"[bold]{key}[/bold]", *(f"{split[key]:,}" for split in splits.values()))
     screen = console()
+    screen.print(f"{manifest['name']} {manifest['version']} in {folder}", markup=False, soft_wrap=True)
     screen.print(table)
     screen.print(f"licence: {manifest['licence']}", markup=False)

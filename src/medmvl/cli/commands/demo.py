@@ -20,7 +20,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the benchmark and the training.")] = 0,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of demo_2d.")] = None,
 ) -> None:
-    r"""Build Brain-Atlas-VQA, train the recipe demo_2d on it, score the model on unseen patients, write the report.
+    """Build Brain-Atlas-VQA, train the recipe demo_2d on it, score the model on unseen patients, write the report.
 
     Takes about ten minutes on two CPU cores. What is already there is used again; a run that was stopped goes on where
     it was.

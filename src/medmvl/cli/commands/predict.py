@@ -36,9 +36,9 @@ def predict(
     \b
     medmvl predict runs/demo/2d/bundle questions.json --root images --out answers.jsonl
     """
-    from medmvl.data.store import read_annotations
+    from medmvl.data.store import read_each
 
-    asked = list(read_annotations(samples, root or samples.parent))
+    asked = list(read_each(samples, root or samples.parent))
     model = open_bundle(bundle, device, allow_code)
     failed = 0
     file: TextIO = sys.stdout if out is None else _open(out)
@@ -59,12 +59,16 @@ def _open(out: Path) -> TextIO:
     return out.open("w", encoding="utf-8")
 
 
-def _answers(model: "Bundle", asked: Sequence[Sample], max_new_tokens: int) -> Iterator[dict[str, Any]]:
+def _answers(model: "Bundle", asked: Sequence[Sample | SampleError], max_new_tokens: int) -> Iterator[dict[str, Any]]:
     """Yield one row per sample, in order; a broken sample costs the others nothing."""
     for start in range(0, len(asked), _BATCH):
         batch = asked[start : start + _BATCH]
         # Numbered, for files may give one id to several samples.
-        left = {str(n): sample.prompt().model_copy(update={"id": str(n)}) for n, sample in enumerate(batch)}
+        left = {
+            str(n): sample.prompt().model_copy(update={"id": str(n)})
+            for n, sample in enumerate(batch)
+            if isinstance(sample, Sample)
+        }
         errors: dict[str, SampleError] = {}
         answers: list[str] = []
         while left:
@@ -76,7 +80,9 @@ def _answers(model: "Bundle", asked: Sequence[Sample], max_new_tokens: int) -> I
                 del left[error.sample_id]
         found = dict(zip(left, answers, strict=True))
         for number, sample in enumerate(batch):
-            if error := errors.get(str(number)):
+            if isinstance(sample, SampleError):
+                yield {"id": sample.sample_id, "error": str(sample)}
+            elif error := errors.get(str(number)):
                 yield {"id": sample.id, "error": str(SampleError(error.message, sample.id, error.path))}
             else:
                 yield {"id": sample.id, "prediction": found[str(number)], "reference": sample.answer}
