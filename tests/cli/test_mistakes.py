@@ -85,5 +85,5 @@ def test_missing_data_is_told_at_once_with_where_it_is_from(
     data = "stages.only.data=[{source: slake}, {source: medqa}, {source: brian_atlas}]"
     assert main(["train", f"{work}/recipe.yaml", data, f"run.output={tmp_path}/run"]) == 2
     told = capsys.readouterr().err
-    assert "BoKelvin/SLAKE" in told and "jind11/MedQA" in told
+    assert told.count("\n") == 3 and "BoKelvin/SLAKE" in told and "jind11/MedQA" in told
     assert "source 'brian_atlas': no such store" in told and "medmvl data build brain_atlas" in told

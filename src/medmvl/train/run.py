@@ -116,8 +116,9 @@ class _Run:
     def go(self) -> None:
         """Train every stage that is not done, then save the bundle."""
         recipe = self.recipe
-        for stage in recipe.stages:  # data that is missing is told before a model is built
-            assemble.open_stores([*stage.data, *(stage.validation.data if stage.validation else [])], recipe.run)
+        # Data that is missing, in any stage, is told before a model is built.
+        named = [[*stage.data, *(stage.validation.data if stage.validation else [])] for stage in recipe.stages]
+        assemble.open_stores([one for stage in named for one in stage], recipe.run)
         bundle = assemble.start_bundle(recipe)
         initial = fingerprint(bundle.model)
         progress = self._progress(initial)

@@ -85,7 +85,7 @@ def annotations(
 
 
 def _usable(file: Path, rows: Iterable[Sample | SampleError]) -> Iterator[Sample]:
-    """Yield the samples.
+    """Yield the samples up to the first wrong one.
 
     Raises:
         ValueError: at the end, when any was wrong; names all of them, or the first ones.
@@ -93,10 +93,10 @@ def _usable(file: Path, rows: Iterable[Sample | SampleError]) -> Iterator[Sample
     total, wrong = 0, []
     for row in rows:
         total += 1
-        if isinstance(row, Sample):
-            yield row
-        else:
+        if isinstance(row, SampleError):
             wrong.append(str(row))
+        elif not wrong:  # after a wrong one nothing will be written
+            yield row
     if wrong:
         more = [f"and {len(wrong) - _TOLD:,} more"] if len(wrong) > _TOLD else []
         head = f"{file}: {len(wrong):,} of {total:,} samples are wrong, nothing was written"
