@@ -1,5 +1,6 @@
 """What the commands say about mistakes in samples and recipes, and that the rest goes on."""
 
+import io
 import json
 import re
 import shutil
@@ -87,3 +88,14 @@ def test_missing_data_is_told_at_once_with_where_it_is_from(
     told = capsys.readouterr().err
     assert told.count("\n") == 3 and "BoKelvin/SLAKE" in told and "jind11/MedQA" in told
     assert "source 'brian_atlas': no such store" in told and "medmvl data build brain_atlas" in told
+
+
+def test_chat_goes_on_without_a_broken_picture(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (picture := tmp_path / "cut.png").write_bytes(b"no picture")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Which colour?\nWhich now?\n"))
+    assert main(["chat", str(bundle), "--image", str(picture), "--max-new-tokens", "2", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(f"{picture}: is ") == 1, "the second question is about no picture"
+    assert "you: Which colour?\n" in shown

@@ -49,10 +49,15 @@ def chat(
             typer.echo(f"unknown command {line.split()[0]!r}: {_HELP}")
         elif line:
             turn = Message(role="user", content=(*waiting, Text(text=line)))
-            answer = _answer(model, [*messages, turn], max_new_tokens)
-            if answer is not None:
-                messages += [turn, Message(role="assistant", content=(Text(text=answer),))]
-                waiting = []
+            try:
+                answer = _answer(model, [*messages, turn], max_new_tokens)
+            except SampleError as error:
+                typer.echo(f"{error.path}: {error.message}" if error.path else error.message)
+                # A picture that cannot be used would spoil every question to come.
+                waiting = [part for part in waiting if not (isinstance(part, Image) and part.path == error.path)]
+                continue
+            messages += [turn, Message(role="assistant", content=(Text(text=answer),))]
+            waiting = []
 
 
 def _asked() -> str:
@@ -76,15 +81,11 @@ def _add_image(waiting: list[Part], path: str) -> None:
         typer.echo(str(error))
 
 
-def _answer(model: "Bundle", messages: list[Message], max_new_tokens: int) -> str | None:
-    """Print the answer as it comes and return it; None when the question could not be used."""
+def _answer(model: "Bundle", messages: list[Message], max_new_tokens: int) -> str:
+    """Print the answer as it comes and return it."""
     pieces: list[str] = []
-    try:
-        for piece in model.stream(Sample(id="chat", messages=tuple(messages)), max_new_tokens=max_new_tokens):
-            pieces.append(piece)
-            typer.echo(piece, nl=False)
-    except SampleError as error:
-        typer.echo(error.message)
-        return None
+    for piece in model.stream(Sample(id="chat", messages=tuple(messages)), max_new_tokens=max_new_tokens):
+        pieces.append(piece)
+        typer.echo(piece, nl=False)
     typer.echo()
     return "".join(pieces)
