@@ -107,9 +107,10 @@ def test_killed_run_resumes_bit_for_bit(root, uninterrupted, step, run):
     assert [line["loss"] for line in logged] == [line["loss"] for line in whole]
 
 
-def test_sigterm_saves_and_leaves(root, uninterrupted):
+def test_sigterm_saves_and_leaves(root, uninterrupted, capfd):
     path, code = interrupted(root, "terminated", 2, signal.SIGTERM, workers=1)
     assert code == TERMINATED == 143
+    assert "saved at step 3" in "".join(capfd.readouterr())
     assert (root / "terminated/checkpoints/step-00000003").is_dir()
     assert_same(train(path, resume=True), uninterrupted)
 

@@ -159,6 +159,7 @@ class Loop:
                 if done or leave or progress.step % self.run.save_every == 0:
                     self._save(progress)
                 if leave:
+                    _LOG.info("asked to leave (SIGTERM): saved at step %d; --resume goes on from there", progress.step)
                     raise Terminated
         finally:
             self.tracker.end()
