@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_run
-from medmvl.train.loop import TERMINATED
+from medmvl.train.loop import TERMINATED, Stop
 from medmvl.train.run import train
 
 KILLED = """
@@ -107,11 +107,12 @@ def test_killed_run_resumes_bit_for_bit(root, uninterrupted, step, run):
     assert [line["loss"] for line in logged] == [line["loss"] for line in whole]
 
 
-def test_sigterm_saves_and_leaves(root, uninterrupted, capfd):
-    path, code = interrupted(root, "terminated", 2, signal.SIGTERM, workers=1)
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_saves_and_leaves(root, uninterrupted, capfd, asked):
+    path, code = interrupted(root, asked.name, 2, asked, workers=1)
     assert code == TERMINATED == 143
     assert "saved at step 3" in "".join(capfd.readouterr())
-    assert (root / "terminated/checkpoints/step-00000003").is_dir()
+    assert (root / asked.name / "checkpoints/step-00000003").is_dir()
     assert_same(train(path, resume=True), uninterrupted)
 
 
@@ -129,3 +130,12 @@ def test_finished_run_resumes_to_the_same_bundle(root, uninterrupted):
     train(tiny_run.recipe(root, *STAGES, output=str(uninterrupted)), resume=True)
     after = final(uninterrupted)[0]
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_second_ctrl_c_leaves_at_once():
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

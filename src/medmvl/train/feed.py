@@ -104,7 +104,7 @@ def loader(feed: Feed, workers: int) -> Iterable[Prepared]:
         num_workers=workers,
         prefetch_factor=_PREFETCHED,
         collate_fn=_as_it_is,
-        worker_init_fn=_outlive_sigterm,
+        worker_init_fn=_outlive_signals,
         multiprocessing_context="fork",
     )
 
@@ -259,9 +259,10 @@ def text_of(path: object) -> str | None:
     return None if path is None else str(path)
 
 
-def _outlive_sigterm(_: int) -> None:
-    """Let a SIGTERM to all processes (torchrun, Slurm) end the training process alone, which still needs this one."""
+def _outlive_signals(_: int) -> None:
+    """Let a signal to all processes (torchrun, Slurm, Ctrl-C) end the trainer alone, which still needs this one."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(value: Prepared) -> Prepared:

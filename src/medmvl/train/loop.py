@@ -28,7 +28,7 @@ from medmvl.train.track import Tracker, memory_gib
 
 _LOG = get_logger(__name__)
 TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a run that saved and left after SIGTERM: 143."""
+"""Exit code of a run that saved and left because it was asked to: 143."""
 
 
 class NonFiniteError(ValueError):
@@ -40,34 +40,40 @@ class RefusedError(ValueError):
 
 
 class Terminated(SystemExit):
-    """The run was asked to leave (SIGTERM), has saved, and leaves with exit code 143."""
+    """The run was asked to leave (SIGTERM, Ctrl-C), has saved, and leaves with exit code 143."""
 
     def __init__(self) -> None:
         super().__init__(TERMINATED)
 
 
 class Stop:
-    """Remembers that SIGTERM came; a context that restores the former handler.
+    """Remembers that SIGTERM or Ctrl-C came; a context that restores the former handlers. A second Ctrl-C interrupts.
 
     Args:
-        pass_on: called when it comes.
+        pass_on: called when one comes.
     """
 
     def __init__(self, pass_on: Callable[[], object] | None = None) -> None:
         self.asked = False
         self._pass_on = pass_on
-        self._former: Any = None
+        self._pressed = False
+        self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._former = signal.signal(signal.SIGTERM, self._ask)
+            self._former = {one: signal.signal(one, self._ask) for one in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._former is not None:
-            signal.signal(signal.SIGTERM, self._former)
+        for one, handler in self._former.items():
+            signal.signal(one, handler)
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            if self._pressed:
+                raise KeyboardInterrupt
+            self._pressed = True
+            _LOG.info("stopping after this step, with a checkpoint; press Ctrl-C again to leave at once")
         self.asked = True
         if self._pass_on is not None:
             self._pass_on()
@@ -134,7 +140,7 @@ class Loop:
             NonFiniteError: names the samples; a checkpoint from before this step was saved.
             RefusedError: more than run.max_refused of the stage's samples cannot be used, or no sample of the
                 validation; a checkpoint of what was learned was saved.
-            Terminated: SIGTERM came; a checkpoint was saved.
+            Terminated: SIGTERM or Ctrl-C came; a checkpoint was saved.
         """
         self._set_modes()
         self._saved = progress.step
@@ -159,7 +165,7 @@ class Loop:
                 if done or leave or progress.step % self.run.save_every == 0:
                     self._save(progress)
                 if leave:
-                    _LOG.info("asked to leave (SIGTERM): saved at step %d; --resume goes on from there", progress.step)
+                    _LOG.info("asked to leave: saved at step %d; --resume goes on from there", progress.step)
                     raise Terminated
         finally:
             self.tracker.end()

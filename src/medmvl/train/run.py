@@ -74,7 +74,7 @@ def train(
     Raises:
         ValueError: a recipe, data, a model or a strategy that does not fit; says where and what to do.
         DiskFullError: a checkpoint or the bundle could not be written; what was saved before is intact.
-        Terminated: SIGTERM came (a SystemExit with code 143); a checkpoint was saved.
+        Terminated: SIGTERM or Ctrl-C came (a SystemExit with code 143); a checkpoint was saved.
     """
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     settings = Recipe.load(source, overrides)
