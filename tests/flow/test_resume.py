@@ -133,9 +133,10 @@ def test_finished_run_resumes_to_the_same_bundle(root, uninterrupted):
 
 
 def test_a_second_ctrl_c_leaves_at_once():
+    former = signal.getsignal(signal.SIGINT)
     with Stop() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is former
