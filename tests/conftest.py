@@ -1,6 +1,6 @@
-"""Settings for all tests: tiny tensors run faster on one thread, and parallel test processes share the cores."""
+"""Settings for all tests: one thread; tiny tensors are faster so, and bits must not depend on the number of cores."""
 
 import os
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+    os.environ[_name] = "1"  # read when torch is loaded, here and in the processes that tests start

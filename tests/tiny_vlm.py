@@ -12,8 +12,6 @@ from medmvl.model import families
 from medmvl.model.vlm import VLM, Tower
 from medmvl.processing.encoded import IGNORE, Branch, Encoded
 
-torch.set_num_threads(1)  # tiny tensors: more threads only get in each other's way
-
 VOCABULARY, TOKEN, TOKENS = 61, 999, 4  # a placeholder beyond the embedding rows, which stands for 4 tokens
 WINDOWED = ["full_attention", "sliding_attention"]
 NEEDED = {  # what some families' configs leave open

@@ -10,7 +10,6 @@ from chat_families import tokenizer_of
 from medmvl.core.config import dump_yaml
 from paper_model import write_store
 
-torch.set_num_threads(1)  # tiny tensors: more threads only get in each other's way
 TASKS = [f"brain_atlas/{family}" for family in ("side", "reg")]
 
 

@@ -15,7 +15,6 @@ from medmvl.model.encoders.hf import HFEncoder
 from medmvl.model.llm import load_llm
 from medmvl.model.vlm import VLM, Tower
 
-torch.set_num_threads(1)
 IMAGE = 99
 SIZES = {
     "hidden_size": 32,

@@ -11,7 +11,6 @@ from medmvl.core.layout import Layout, Segment
 from medmvl.model import attention
 from medmvl.model.attention import DecodeLayout, packed_attention
 
-torch.set_num_threads(1)
 MODULE = SimpleNamespace(is_causal=True)
 
 

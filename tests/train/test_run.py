@@ -20,14 +20,6 @@ HEADS = {"image.encoder": {"mode": "full", "lr": 1e-2}}
 VALIDATION = {"data": [{"source": "squares", "split": "val"}], "every": 2, "samples": 8}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def root(tmp_path):
     tiny_run.write_data(tmp_path)
