@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from medmvl.imaging.volume import CANONICAL
+
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 Fit = Literal["stretch", "crop", "pad"]
 
@@ -21,6 +23,12 @@ PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """Where a checkpoint keeps how its pictures are prepared; the first that is there counts."""
 
 
+VOLUME_FIELDS = (
+    "orientation", "hu_window", "percentile_window", "crop_foreground", "spacing", "antialias", "depth", "levels",
+)  # fmt: skip
+"""Fields of a `VisionSpec` that only volumes use."""
+
+
 class SpecError(ValueError):
     """A preprocessor config that cannot be followed exactly."""
 
@@ -30,15 +38,36 @@ class VisionSpec(BaseModel):
 
     A picture is made 8-bit, laid out as `fit` says, resampled, multiplied by `rescale`, then (x - mean) / std.
 
+    A volume is brought to `orientation`; its values are windowed to 0..255 (`hu_window`, then `percentile_window`;
+    without either, HU take -1000..1000 and other units their whole range); it is cropped to its foreground, resampled
+    to `spacing`, brought to `size` as `fit` and `depth` say, stored as `levels` says, multiplied by `rescale`, then
+    (x - mean) / std.
+
     Attributes:
         size: (height, width) of the encoder's input; (depth, height, width) for volumes.
         channels: 3 (a grey picture is repeated) or 1 (colour becomes luminance).
         mean, std: one number per channel, in rescaled units.
-        rescale: factor on the 8-bit values.
-        resample: Pillow's filter of that name; its antialiasing is on, as in the PIL processors of transformers.
+        rescale: factor on the values 0..255.
+        resample: Pillow's filter of that name; its antialiasing is on, as in the PIL processors of transformers. For
+            volumes "bilinear" (along all three axes) or "nearest"; "bilinear" is their default.
         fit: "stretch": resize to `size`, whatever the shape. "crop": resize as `edge` says, then cut `size` from the
             centre, black where the picture is smaller. "pad": pad to a square with the mean colour, then resize.
-        edge: for "crop": length of the shorter edge after resizing, or the exact (height, width); None: no resizing.
+            Volumes know "stretch" and "crop"; black is the low end of the window.
+        edge: for "crop": length of the shorter edge after resizing, or the exact (height, width); None: no resizing,
+            the only choice for volumes.
+        orientation: volumes: where depth, row and column indices grow to, three letters of S(uperior)/I(nferior),
+            A(nterior)/P(osterior), L(eft)/R(ight), the patient's.
+        hu_window: volumes: HU that become 0 and 255; what lies outside is clipped.
+        percentile_window: volumes: percentiles of the values that become 0 and 255, for MRI; (0, 100) is min-max.
+        crop_foreground: volumes: keep the smallest box that holds all values above this share (0..1) of the window;
+            0.0 is the threshold of MONAI's CropForeground. None: keep everything.
+        spacing: volumes: resample to (depth, row, column) spacing in mm before `fit`.
+        antialias: volumes: average over all voxels that fall into a new, larger one. False: linear interpolation
+            between the two nearest only, as MONAI's Resize does by default.
+        depth: volumes, "stretch" only: "resize" along the depth axis too, or "sample" slices evenly as they are.
+        levels: volumes: how values are stored between reading and the encoder, which is what the prepared-volume cache
+            holds: "int16" (32,767 steps), "uint8" (255 steps, rounded) or "uint8_floor" (truncated, as published
+            MedM-VL code does).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +80,26 @@ class VisionSpec(BaseModel):
     resample: Resample = "bicubic"
     fit: Fit = "stretch"
     edge: int | tuple[int, int] | None = None
+    orientation: str = CANONICAL
+    hu_window: tuple[float, float] | None = None
+    percentile_window: tuple[float, float] | None = None
+    crop_foreground: float | None = Field(default=None, ge=0, lt=1)
+    spacing: tuple[float, float, float] | None = None
+    antialias: bool = True
+    depth: Literal["resize", "sample"] = "resize"
+    levels: Literal["int16", "uint8", "uint8_floor"] = "int16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _linear_in_3d(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and len(data.get("size") or ()) == 3 and data.get("resample") is None:
+            return {**data, "resample": "bilinear"}
+        return data
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether this is the spec of a volume."""
+        return len(self.size) == 3
 
     @model_validator(mode="after")
     def _check(self) -> VisionSpec:
@@ -68,7 +117,33 @@ class VisionSpec(BaseModel):
                 raise ValueError(f"edge must be positive, got {self.edge}")
         if self.fit == "pad" and self.size[-1] != self.size[-2]:
             raise ValueError(f"fit 'pad' makes a square, size is {self.size}")
+        if self.is_volume:
+            self._check_volume()
+        elif given := [name for name in VOLUME_FIELDS if getattr(self, name) != type(self).model_fields[name].default]:
+            raise ValueError(f"{', '.join(given)}: for volumes only, and size {self.size} is a picture's")
         return self
+
+    def _check_volume(self) -> None:
+        axes = [next((axis for axis in ("SI", "AP", "LR") if letter in axis), "") for letter in self.orientation]
+        if len(self.orientation) != 3 or sorted(axes) != ["AP", "LR", "SI"]:
+            raise ValueError(
+                f"orientation names one of S/I, A/P and L/R for each of depth, row and column ({CANONICAL!r} is the "
+                f"default), got {self.orientation!r}"
+            )
+        for name in ("hu_window", "percentile_window"):
+            window = getattr(self, name)
+            if window is not None and not window[0] < window[1]:
+                raise ValueError(f"{name} goes from a lower to a higher number, got {window}")
+        if self.percentile_window and not 0 <= self.percentile_window[0] < self.percentile_window[1] <= 100:
+            raise ValueError(f"percentile_window lies within 0..100, got {self.percentile_window}")
+        if self.spacing is not None and min(self.spacing) <= 0:
+            raise ValueError(f"spacing is in mm and positive, got {self.spacing}")
+        if self.resample not in ("bilinear", "nearest"):
+            raise ValueError(f"volumes are resampled 'bilinear' or 'nearest', got {self.resample!r}")
+        if self.fit == "pad" or self.edge is not None:
+            raise ValueError("volumes know fit 'stretch' and 'crop', without edge")
+        if self.depth == "sample" and self.fit != "stretch":
+            raise ValueError("depth 'sample' belongs to fit 'stretch'")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VisionSpec:
