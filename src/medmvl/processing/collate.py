@@ -72,7 +72,7 @@ def collate(row: Row, load: Callable[[Media], np.ndarray] = load_pixels) -> Batc
 
     Args:
         row: what `pack` returned.
-        load: how to get a medium's pixels, float32 [C, H, W]; replaced for blank-image controls and caches.
+        load: how to get a medium's pixels, float32 [C, H, W] or [C, D, H, W]; replaced for blank-image controls.
 
     Raises:
         SampleError: a file cannot be read.

@@ -159,9 +159,9 @@ class Processor:
         shown = self._media(sample, None, (), None)
         if not 0 <= media < len(shown):
             raise SampleError(f"it has {len(shown)} media, number {media} was asked for", sample.id)
-        view, (height, width) = shown[media].view, shown[media].spec.size
+        view, extent = shown[media].view, shown[media].spec.size[::-1]
         back = invert(view.affine)
-        return [transform_box(box, back, view.file_size) for box in self.box_format.parse_boxes(text, (width, height))]
+        return [transform_box(box, back, view.file_size) for box in self.box_format.parse_boxes(text, extent)]
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer's files, template.jinja and processor.json into a folder; `load` needs nothing else."""
@@ -292,12 +292,19 @@ class Processor:
     def _box_text(self, index: int, sample: Sample, media: tuple[Media, ...]) -> str:
         box = sample.meta.boxes[index]
         shown = media[box.media]
-        height, width = shown.spec.size
-        x0, y0, x1, y1 = transform_box(box.coords, shown.view.affine, (height, width))
-        if (x0 >= x1 or y0 >= y1) and box.coords[0] < box.coords[2] and box.coords[1] < box.coords[3]:
+        size = shown.spec.size
+        if len(box.coords) != 2 * len(size):
+            kind = "volume" if shown.spec.is_volume else "picture"
+            raise SampleError(
+                f"box {index} has {len(box.coords)} coordinates, but a {kind} takes {2 * len(size)}",
+                sample.id,
+                shown.path,
+            )
+        coords = transform_box(box.coords, shown.view.affine, size)
+        if _flat(coords) and not _flat(box.coords):
             message = f"box {index} {box.coords} lies outside of what the encoder sees"
             raise _OutOfSightError(message, sample.id, shown.path)
-        return self.box_format.format_box((x0, y0, x1, y1), (width, height))
+        return self.box_format.format_box(coords, size[::-1])
 
     def _branches(self, draft: _Draft, media: tuple[Media, ...], answered: bool) -> tuple[Branch, ...]:
         branches = self.template.branches(draft.roles, draft.contents)
@@ -373,6 +380,12 @@ class Processor:
         """Return the branches with the first `kept` characters of text `k` of message `index`, and keep that draft."""
         draft.contents[index] = (*whole[:k], whole[k][:kept].rstrip(), *whole[k + 1 :])
         return self._branches(draft, media, answered)
+
+
+def _flat(coords: Coords) -> bool:
+    """Whether a box has no extent along some axis."""
+    axes = len(coords) // 2
+    return any(low >= high for low, high in zip(coords[:axes], coords[axes:], strict=True))
 
 
 def _longest(branches: Sequence[Branch]) -> int:
