@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from medmvl.bundle import STATE, Bundle, packages
+from medmvl.core.log import get_logger
 from medmvl.data.mixture import Mixture
 from medmvl.data.store import SampleStore, StoreError
 from medmvl.model import tune
@@ -22,10 +23,12 @@ from medmvl.model.vlm import VLM
 from medmvl.processing.processor import Processor
 from medmvl.train.feed import ChatPreparer, Refusal, held_out
 from medmvl.train.images import Picture, PicturePreparer, Shuffled, gather_pictures, once
+from medmvl.train.inherit import inherit
 from medmvl.train.objectives import BOX, Contrast, ContrastTargets, Heads, HeadTargets, Objective, find_classes
 from medmvl.train.recipe import Data, Recipe, Run, Stage, passes
 from medmvl.train.sources import status
 
+_LOG = get_logger(__name__)
 EXTRA = "objective."
 """Prefix, in checkpoints, of weights that serve one stage only and are no part of the bundle."""
 
@@ -73,7 +76,7 @@ def start_bundle(recipe: Recipe) -> Bundle:
         return source
     bundle = Bundle.build(recipe.model or ModelConfig.model_validate({}), max_tokens=recipe.run.max_tokens)
     if source is not None:
-        take_parts(bundle.model, source.model, str(recipe.init_from))
+        _LOG.info("init_from %s: %s", recipe.init_from, inherit(bundle.model, source.model, str(recipe.init_from)))
     return bundle
 
 
@@ -89,34 +92,6 @@ def find_bundle(name: str) -> Path:
     raise ValueError(
         f"init_from: {name!r} is no bundle, nor a run with one; looked in {name}, {name}/bundle, runs/{name}/bundle"
     )
-
-
-def take_parts(model: VLM, source: VLM, where: str) -> None:
-    """Copy the weights of the parts that both models have, adapters included.
-
-    Raises:
-        ValueError: no part in common, or one that is built differently.
-    """
-    have, given = tune.parts(model), tune.parts(source)
-    shared = [part for part in given if part in have]
-    if not shared:
-        raise ValueError(
-            f"init_from: {where} has the parts {', '.join(given)}, the model {', '.join(have)}: none in common"
-        )
-    tune.restore(model, {part: kinds for part, kinds in tune.adapters(source).items() if part in shared})
-    for part in shared:
-        weights = given[part].state_dict()
-        own = have[part].state_dict()
-        wrong = sorted(
-            name
-            for name in {*weights, *own}
-            if name not in weights or name not in own or weights[name].shape != own[name].shape
-        )
-        if wrong:
-            raise ValueError(
-                f"init_from: {part} of {where} is built differently ({', '.join(wrong[:3])}); give it the same settings"
-            )
-        have[part].load_state_dict(weights)
 
 
 def rebuild(bundle: Bundle, adapters: Mapping[str, Any]) -> VLM:

@@ -1,0 +1,153 @@
+"""What a model takes over from the bundle it starts from: part by part, and from image tower to volume tower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from medmvl.model import tune
+from medmvl.model.connectors import Mlp
+from medmvl.model.encoders.base import Encoder
+from medmvl.model.vlm import VLM
+
+_SAME, _OTHER = "volume", "image"
+
+
+@dataclass
+class Inheritance:
+    """What was carried and what was not.
+
+    Attributes:
+        carried: "llm", or "image.encoder -> volume.encoder.inner": where from and where to, with counts of tensors.
+        new: parts, or modules and parameters of parts, that keep the weights they were built with.
+        unused: parts of the source that went nowhere.
+    """
+
+    carried: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [("carried", self.carried), ("new", self.new), ("not used", self.unused)]
+        return "; ".join(f"{word}: {', '.join(names)}" for word, names in lines if names)
+
+
+def inherit(model: VLM, source: VLM, where: str) -> Inheritance:
+    """Copy weights of `source` into `model`, in place.
+
+    LLM and encoders of the same name are copied with their adapters and must be built alike; of a connector what fits
+    is taken. Where the source has an image tower and the model a volume tower that the source lacks, every 2D encoder
+    inside the volume's encoder that is built like the image's takes its weights, and the volume's connector what fits
+    of the image's: the same parameters, or the mlp at its end. Adapters are merged on that way.
+
+    Args:
+        model: freshly built.
+        source: the model to start from; its adapters may be merged.
+        where: names the source in errors.
+
+    Raises:
+        ValueError: nothing in common, or an LLM or encoder that is built differently.
+    """
+    have, given = tune.parts(model), tune.parts(source)
+    state = tune.adapters(source)
+    done: dict[str, set[str]] = {part: set() for part in have}
+    taken: dict[str, list[str]] = {part: [] for part in given}
+    for part in (part for part in given if part in have):
+        if part.endswith(".connector"):
+            tune.merge(given[part])
+            pairs = _fitting(given[part], have[part])
+        else:
+            tune.restore(model, {part: state[part]} if part in state else {})
+            _check_alike(part, given[part], have[part], where)
+            pairs = {name: name for name in given[part].state_dict()}
+        _copy(given[part], have[part], pairs)
+        done[part].update(pairs)
+        if pairs:
+            taken[part].append(part)
+    for part, other, prefix, pairs in _across(have, given):
+        _copy(given[other], have[part].get_submodule(prefix), pairs)
+        done[part].update(f"{prefix}.{name}".strip(".") for name in pairs)
+        taken[other].append(f"{part}.{prefix}".strip("."))
+    if not any(taken.values()):
+        raise ValueError(
+            f"init_from: {where} has the parts {', '.join(given)}, the model {', '.join(have)}: none in common"
+        )
+    return _report(have, given, done, taken)
+
+
+def _check_alike(part: str, given: nn.Module, have: nn.Module, where: str) -> None:
+    weights, own = given.state_dict(), have.state_dict()
+    wrong = sorted(name for name in {*weights, *own} if not _same(weights.get(name), own.get(name)))
+    if wrong:
+        raise ValueError(
+            f"init_from: {part} of {where} is built differently ({', '.join(wrong[:3])}); give it the same settings"
+        )
+
+
+def _across(have: dict[str, nn.Module], given: dict[str, nn.Module]) -> Iterator[tuple[str, str, str, dict[str, str]]]:
+    """Yield (part, part of the source, module in the part, name in it -> name in the source), image to volume."""
+    part, other = f"{_SAME}.encoder", f"{_OTHER}.encoder"
+    if part not in have or part in given or other not in given:
+        return
+    tune.merge(given[other])
+    weights = given[other].state_dict()
+    for prefix, module in have[part].named_modules():
+        own = module.state_dict() if isinstance(module, Encoder) and prefix else {}
+        if own and own.keys() == weights.keys() and all(_same(weights[name], own[name]) for name in own):
+            yield part, other, prefix, {name: name for name in own}
+    part, other = f"{_SAME}.connector", f"{_OTHER}.connector"
+    tune.merge(given[other])
+    pairs = _fitting(given[other], have[part])
+    if pairs:
+        yield part, other, "", pairs
+
+
+def _fitting(given: nn.Module, have: nn.Module) -> dict[str, str]:
+    """Return which parameters of one connector another can take: name in `have` -> name in `given`.
+
+    Connectors of one class share what has the same name and shape; of others, every mlp in `have` that is built like
+    the one in `given` takes its weights.
+    """
+    weights, own = given.state_dict(), have.state_dict()
+    if type(given) is type(have):
+        return {name: name for name in own if _same(weights.get(name), own[name])}
+    pairs = {}
+    for theirs in _mlps(given)[:1]:
+        names = [name.removeprefix(theirs) for name in weights if name.startswith(theirs)]
+        for ours in _mlps(have):
+            if all(_same(weights[theirs + name], own.get(ours + name)) for name in names):
+                pairs.update({ours + name: theirs + name for name in names})
+    return pairs
+
+
+def _mlps(connector: nn.Module) -> list[str]:
+    """Return the prefixes of the parameters of a connector's mlps."""
+    return [f"{name}." if name else "" for name, module in connector.named_modules() if isinstance(module, Mlp)]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
+
+
+def _copy(given: nn.Module, have: nn.Module, pairs: dict[str, str]) -> None:
+    weights = given.state_dict()
+    have.load_state_dict({here: weights[there] for here, there in pairs.items()}, strict=False)
+
+
+def _report(
+    have: dict[str, nn.Module], given: dict[str, nn.Module], done: dict[str, set[str]], taken: dict[str, list[str]]
+) -> Inheritance:
+    found = Inheritance()
+    for part, places in taken.items():
+        found.carried += [part if place == part else f"{part} -> {place}" for place in places]
+        if not places:
+            found.unused.append(part)
+    for part, module in have.items():
+        left = [name for name in module.state_dict() if name not in done[part]]
+        if left and not done[part]:
+            found.new.append(part)
+        elif left:
+            found.new.append(f"{part} ({', '.join(dict.fromkeys(name.partition('.')[0] for name in left))})")
+    return found
