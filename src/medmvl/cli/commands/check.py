@@ -48,8 +48,11 @@ def check(
     found = [[status(data, settings.run.data_roots) for data in stage.data] for stage in settings.stages]
     _print_data(screen, settings, found)
     held_out = [status(d, settings.run.data_roots) for s in settings.stages if s.validation for d in s.validation.data]
-    built, template = _build(settings)
+    start, first = _start(settings)
+    built, template = _build(settings, start)
     _print_model(screen, settings, built)
+    if settings.init_from is not None and settings.model is not None:
+        _print_start(screen, settings, built, start)
     every = [*(one for sources in found for one in sources), *held_out]
     fatal = [f"{one.data.source} ({one.data.split}): {one.note}" for one in every if one.fatal]
     for stage, sources in zip(settings.stages, found, strict=True):
@@ -57,7 +60,8 @@ def check(
     if fatal:
         raise ValueError("\n  ".join([f"{recipe} cannot run on this machine as it is", *fatal]))
     missing = sorted({one.data.source for sources in found for one in sources if one.store is None})
-    verdict = f"valid; before it can run, fetch: {', '.join(missing)}" if missing else "valid, and its data is here"
+    todo = [f"train: {first}"] * bool(first) + [f"fetch: {', '.join(missing)}"] * bool(missing)
+    verdict = f"valid; before it can run, {'; '.join(todo)}" if todo else "valid, and its data is here"
     screen.print(f"{recipe}: {verdict}", soft_wrap=True)
 
 
@@ -97,14 +101,32 @@ def _taken(stage: "Stage", sources: Sequence["Status"]) -> list[str]:
     return [f"{data.weight:g} x all" for data in stage.data]
 
 
-def _build(recipe: "Recipe") -> "tuple[Built, Template | str | None]":
+def _start(recipe: "Recipe") -> tuple[Path | None, str]:
+    """Return the bundle that `init_from` names, or the shipped recipe that would make it and was not run yet.
+
+    Raises:
+        ValueError: `init_from` is neither.
+    """
+    from medmvl.core import shipped
+    from medmvl.train.assemble import find_bundle
+
+    if recipe.init_from is None:
+        return None, ""
+    try:
+        return find_bundle(recipe.init_from), ""
+    except ValueError:
+        if recipe.model is None or recipe.init_from not in shipped.names("recipes", ".yaml"):
+            raise
+        return None, recipe.init_from
+
+
+def _build(recipe: "Recipe", start: Path | None) -> "tuple[Built, Template | str | None]":
     """Return the model's shapes, and the chat template that its stages use unless they name one."""
     from medmvl.bundle import PROCESSOR, read_config
     from medmvl.model.build import build
     from medmvl.processing.processor import Processor
-    from medmvl.train.assemble import find_bundle, recompute
+    from medmvl.train.assemble import recompute
 
-    start = None if recipe.init_from is None else find_bundle(recipe.init_from)
     model, processor = recipe.model, None
     if model is None and start is not None:
         model = read_config(start)  # refuses a bundle that would run code of its own
@@ -115,6 +137,22 @@ def _build(recipe: "Recipe") -> "tuple[Built, Template | str | None]":
     built.model.check_max_tokens(recipe.run.max_tokens)
     recompute(built.model, recipe.run.activation_checkpointing)  # tells of a part that cannot
     return built, processor.template if processor else built.config.template
+
+
+def _print_start(screen: "Console", recipe: "Recipe", built: "Built", start: Path | None) -> None:
+    """Print what the model takes over from `init_from`: the bundle, or the shapes that its recipe will give."""
+    from medmvl.bundle import packages, read_config
+    from medmvl.model.build import build
+    from medmvl.train.inherit import inherit
+    from medmvl.train.recipe import Recipe
+
+    if start is not None:
+        source = read_config(start, allow_code=list(packages(recipe.model)) if recipe.model else [])
+    else:
+        source = Recipe.load(str(recipe.init_from)).model
+    if source is not None:
+        taken = inherit(built.model, build(source, device="meta").model, str(recipe.init_from))
+        screen.print(f"init_from {recipe.init_from}: {taken}", markup=False, soft_wrap=True)
 
 
 def _print_model(screen: "Console", recipe: "Recipe", built: "Built") -> None:
