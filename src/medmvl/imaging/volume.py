@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from medmvl.imaging.picture import ImageError
+
 CANONICAL = "SPL"
 """Where the indices of [D, H, W] grow to: superior, posterior, the patient's left."""
+
+MAX_VOXELS = 2**30
+"""The largest volume that is read: 1024 slices of 1024 x 1024, 2 GB as int16; more is taken for a damaged header."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,3 +73,25 @@ class Volume:
     def oriented(self) -> bool:
         """Whether the file says where left is."""
         return self.direction is not None
+
+
+def check_voxels(path: str | Path, size: Sequence[int]) -> None:
+    """Refuse a size that would exhaust memory, before anything is allocated.
+
+    Args:
+        path: the file or folder, for the message.
+        size: (depth, height, width) as its header states.
+
+    Raises:
+        ImageError: more than `MAX_VOXELS` voxels, or a side has no length.
+    """
+    stated = " x ".join(str(side) for side in size)
+    if min(size) < 1:
+        raise ImageError(path, f"the volume has no voxels: its header says {stated} (depth x height x width)")
+    if math.prod(int(side) for side in size) > MAX_VOXELS:
+        raise ImageError(
+            path,
+            f"its header says {stated} (depth x height x width), more than the {MAX_VOXELS:,} voxels that protect from "
+            "damaged headers; cut the volume into smaller ones, or, if you trust the file, raise "
+            "medmvl.imaging.volume.MAX_VOXELS",
+        )
