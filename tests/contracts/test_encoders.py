@@ -164,4 +164,4 @@ def test_conv(options: dict) -> None:
 
 
 def test_every_own_encoder_has_a_test() -> None:
-    assert set(ENCODERS) == {"conv"}
+    assert set(ENCODERS) == {"conv", "slices"}

@@ -1,15 +1,14 @@
 """Assembles a vision-language model from its settings: LLM, encoders, connectors, tokenizer."""
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from medmvl.model.config import TOWERS, ModelConfig, TowerConfig, Weights
+from medmvl.model.config import TOWERS, ModelConfig, TowerConfig
 from medmvl.model.connectors import build_connector
-from medmvl.model.encoders.hf import HFEncoder
+from medmvl.model.encoders.hf import architecture
 from medmvl.model.encoders.table import build_encoder
 from medmvl.model.llm import load_llm
 from medmvl.model.source import SourceError, folder
@@ -107,20 +106,8 @@ def _align(model: VLM) -> None:
 
 def _self_contained(config: ModelConfig, model: VLM) -> ModelConfig:
     """Return the settings with every path replaced by the architecture that was found there."""
-    towers: dict[str, TowerConfig] = {}
-    for name, tower in config.towers.items():
-        encoder = model.towers[name].encoder
-        update: dict[str, Any] = {"spec": encoder.spec.model_dump(mode="json")}
-        if isinstance(encoder, HFEncoder):
-            update["encoder"] = Weights(architecture=_architecture(encoder.model.config))
-        towers[name] = tower.model_copy(update=update)
+    towers = {name: model.towers[name].encoder.self_contained(tower) for name, tower in config.towers.items()}
     llm = config.llm.model_copy(
-        update={"path": None, "tokenizer": None, "architecture": _architecture(model.llm.config)}
+        update={"path": None, "tokenizer": None, "architecture": architecture(model.llm.config)}
     )
     return config.model_copy(update={"llm": llm, "towers": towers})
-
-
-def _architecture(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return a transformers config as plain JSON, defaults included, without the place it came from."""
-    fields = json.loads(config.to_json_string(use_diff=False))
-    return {key: value for key, value in fields.items() if key not in ("_name_or_path", "name_or_path")}

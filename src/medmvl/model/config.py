@@ -22,6 +22,7 @@ CONNECTORS = {
 }
 ENCODERS = {
     "conv": "medmvl.model.encoders.conv:ConvEncoder",
+    "slices": "medmvl.model.encoders.slices:Slices",
 }
 """Encoders of our own; every other name is a folder or hub name of a transformers vision model."""
 TOWERS = {"image": "<image>", "volume": "<image3d>"}

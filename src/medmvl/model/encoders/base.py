@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,10 +10,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medmvl.imaging.spec import VisionSpec
+from medmvl.model.config import TowerConfig
 
 
 class EncoderError(ValueError):
     """Weights, options or an input size that an encoder cannot work with."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """How an encoder is being built; one whose constructor has an argument `context` is given it.
+
+    Attributes:
+        weights: whether weights are read; False builds random ones (the meta device).
+    """
+
+    weights: bool = True
 
 
 class Encoder(nn.Module):
@@ -43,6 +56,10 @@ class Encoder(nn.Module):
     def reachable(self) -> frozenset[str]:
         """Names of the parameters that the feature depends on; all others can never get a gradient."""
         return frozenset(name for name, _ in self.named_parameters())
+
+    def self_contained(self, config: TowerConfig) -> TowerConfig:
+        """Return the settings that build this encoder without reading a file, given those it was built from."""
+        return config.model_copy(update={"spec": self.spec.model_dump(mode="json")})
 
     def as_weights(self, pixels: Tensor) -> Tensor:
         """Return pixels in the precision of the weights; they are prepared in float32, whatever the model's own is."""

@@ -7,6 +7,7 @@ same architecture once on the meta device, not from a table of families.
 
 import inspect
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import logging as transformers_logging
 
 from medmvl.core.log import get_logger
 from medmvl.imaging.spec import PREPROCESSOR_FILES, SpecError, VisionSpec
+from medmvl.model.config import TowerConfig, Weights
 from medmvl.model.encoders.base import Encoder, EncoderError, changed, default_normalisation
 from medmvl.model.source import check_weights
 
@@ -96,10 +98,20 @@ class HFEncoder(Encoder):
     def reachable(self) -> frozenset[str]:
         return frozenset(f"model.{name}" for name in self._feature.reachable)
 
+    def self_contained(self, config: TowerConfig) -> TowerConfig:
+        own = Weights(architecture=architecture(self.model.config))
+        return super().self_contained(config).model_copy(update={"encoder": own})
+
     def forward(self, pixels: Tensor) -> Tensor:
         states, last = _run(self.model, self.spec, self.as_weights(pixels))
         state = last if self.final_norm else states[self._feature.index]
         return _select(_to_tokens(self.model.config, state), self._feature.prefix, self.class_tokens)
+
+
+def architecture(config: PretrainedConfig) -> dict[str, Any]:
+    """Return a transformers config as plain JSON, defaults included, without the place it came from."""
+    fields = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in fields.items() if key not in ("_name_or_path", "name_or_path")}
 
 
 def load(

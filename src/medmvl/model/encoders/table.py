@@ -8,7 +8,7 @@ from typing import Any
 from medmvl.core.lookup import choices_text, resolve
 from medmvl.model.config import ENCODERS, TowerConfig, shipped_architecture
 from medmvl.model.encoders import hf
-from medmvl.model.encoders.base import Encoder, EncoderError
+from medmvl.model.encoders.base import Context, Encoder, EncoderError
 from medmvl.model.source import folder
 
 
@@ -32,7 +32,7 @@ def build_encoder(config: TowerConfig, weights: bool = True, where: str = "encod
         return hf.load(fields, preprocessor=preprocessor, where=where, **options)
     name = str(config.encoder.path)
     if name in ENCODERS or ":" in name:
-        return _own(name, options, where)
+        return _own(name, options, Context(weights), where)
     _check_options(hf.HFEncoder, options, where)
     shipped = None if weights or Path(name).is_dir() else shipped_architecture(name)
     if shipped is not None:
@@ -40,14 +40,20 @@ def build_encoder(config: TowerConfig, weights: bool = True, where: str = "encod
     return hf.load(folder(name, where), weights=weights, where=where, **options)
 
 
-def _own(name: str, options: dict[str, Any], where: str) -> Encoder:
+def _own(name: str, options: dict[str, Any], context: Context, where: str) -> Encoder:
     cls = resolve(ENCODERS, name, where)
     _check_options(cls, options, where)
+    if "context" in inspect.signature(cls).parameters:
+        options["context"] = context
     try:
         encoder = cls(**options)
     except (EncoderError, TypeError) as error:
         raise EncoderError(f"{where}: {error}") from error
-    missing = [key for key in ("spec", "grid", "width", "num_tokens", "reachable") if not hasattr(encoder, key)]
+    missing = [
+        key
+        for key in ("spec", "grid", "width", "num_tokens", "reachable", "self_contained")
+        if not hasattr(encoder, key)
+    ]
     if missing:
         raise EncoderError(
             f"{where}: {name!r} is no encoder, it lacks {', '.join(missing)}; "
@@ -61,7 +67,7 @@ def _check_options(cls: type, options: Mapping[str, Any], where: str) -> None:
     parameters = inspect.signature(cls).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    known = [name for name in parameters if name not in ("config", "model")]
+    known = [name for name in parameters if name not in ("config", "model", "context")]
     for option in options:
         if option not in known:
             raise EncoderError(f"{where}: unknown option {option!r}; {choices_text(option, known, 'options')}")

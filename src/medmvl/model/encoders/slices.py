@@ -1,0 +1,154 @@
+"""Any 2D encoder over the slices of a volume."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from medmvl.imaging.spec import VisionSpec
+from medmvl.model.config import TowerConfig
+from medmvl.model.encoders.base import Context, Encoder, EncoderError, changed
+from medmvl.model.encoders.table import build_encoder
+
+SLICES = 32
+
+
+class Slices(Encoder):
+    """A 2D encoder of the house, `.inner`, sees every slice of a volume by itself: tokens (slice, row, column).
+
+    Slices are fed in the order of the spec's first axis. An encoder of three channels sees its one channel three
+    times. Where it wants each channel normalised otherwise (CLIP), that is done here, after the spec's own mean and
+    std; else its mean and std are the spec's.
+
+    Args:
+        encoder: what a tower's `encoder` may be: a folder, hub name, {"architecture": ...}, table name, dotted path.
+        encoder_options: of the 2D encoder; `spec` among them changes how it wants its pictures.
+        slices: slices of a volume; by default the spec's depth, or 32.
+        chunk: slices of each volume that go through the encoder at once, which bounds memory. The number of calls
+            depends on nothing else, as sharding (FSDP2, ZeRO-3) needs it.
+        layer: of the 2D encoder.
+        tokens: "patches" drops its class tokens. With "all", those of all slices stand in front of all patch tokens,
+            so that the tokens form no grid.
+        spec: fields of the volume's VisionSpec to set otherwise than: `slices` times the 2D encoder's size, one
+            channel, stretched. Its height and width are the 2D encoder's too.
+        context: how it is being built.
+
+    Raises:
+        EncoderError: an inner encoder that is not 2D, or a size, number of slices or chunk that does not fit.
+    """
+
+    def __init__(
+        self,
+        encoder: str | Mapping[str, Any],
+        encoder_options: Mapping[str, Any] | None = None,
+        slices: int | None = None,
+        chunk: int = 32,
+        layer: int = -1,
+        tokens: str = "all",
+        spec: Mapping[str, Any] | None = None,
+        context: Context | None = None,
+    ) -> None:
+        super().__init__()
+        context = context or Context()
+        size = _size(slices, spec)
+        if chunk < 1:
+            raise EncoderError(f"chunk must be at least 1, got {chunk}")
+        self.chunk = chunk
+        self.inner_config = _inner(encoder, encoder_options, layer, tokens, size[1:])
+        self.inner = build_encoder(self.inner_config, context.weights, where="its 2D encoder")
+        self._set_shape(size[0], tokens, spec)
+
+    def _set_shape(self, slices: int, tokens: str, spec: Mapping[str, Any] | None) -> None:
+        inner = self.inner
+        if inner.spec.is_volume:
+            raise EncoderError(
+                f"'slices' needs a 2D encoder, and {self.inner_config.encoder.label!r} takes volumes of "
+                f"{inner.spec.size}; name it as the tower's encoder itself"
+            )
+        equal = len({*inner.spec.mean}) == 1 and len({*inner.spec.std}) == 1
+        base = VisionSpec(
+            size=(slices, *inner.spec.size),
+            channels=1,
+            mean=inner.spec.mean[:1] if equal else (0.0,),
+            std=inner.spec.std[:1] if equal else (1.0,),
+            rescale=inner.spec.rescale,
+            resample="bilinear",
+        )
+        self.spec = changed(base, spec)
+        if self.spec.size[1:] != inner.spec.size or self.spec.channels != 1:
+            raise EncoderError(
+                f"'slices' takes volumes of one channel with slices of {inner.spec.size}, as its 2D encoder; "
+                f"the spec says size {self.spec.size}, {self.spec.channels} channels"
+            )
+        self._normalise = None if equal else (inner.spec.mean, inner.spec.std)
+        self.grid, self.width = (slices, *inner.grid), inner.width
+        self._per_slice = inner.class_tokens if tokens == "all" else 0
+        self.class_tokens = slices * self._per_slice
+
+    def reachable(self) -> frozenset[str]:
+        return frozenset(f"inner.{name}" for name in self.inner.reachable())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the tokens [B, num_tokens, width] of volumes [B, 1, D, H, W] prepared to `spec`."""
+        found = [self._encode(part) for part in pixels[:, 0].split(self.chunk, dim=1)]
+        tokens = torch.cat(found, dim=1) if len(found) > 1 else found[0]
+        cut = self._per_slice
+        if not cut:
+            return tokens.flatten(1, 2)
+        return torch.cat([tokens[:, :, :cut].flatten(1, 2), tokens[:, :, cut:].flatten(1, 2)], dim=1)
+
+    def _encode(self, slices: Tensor) -> Tensor:
+        """Return the tokens [B, S, T, width] of slices [B, S, H, W]."""
+        inner = self.inner
+        pictures = slices.flatten(0, 1)[:, None].expand(-1, inner.spec.channels, -1, -1)
+        if self._normalise is not None:
+            mean, std = (pictures.new_tensor(values)[:, None, None] for values in self._normalise)
+            pictures = (pictures - mean) / std
+        tokens = inner(pictures).unflatten(0, slices.shape[:2])
+        return tokens if self._per_slice else tokens[:, :, inner.class_tokens :]
+
+    def self_contained(self, config: TowerConfig) -> TowerConfig:
+        inner = self.inner.self_contained(self.inner_config)
+        options = {
+            **config.encoder_options,
+            "encoder": inner.encoder.model_dump(exclude_none=True),
+            "encoder_options": {**inner.encoder_options, "spec": inner.spec},
+        }
+        return super().self_contained(config).model_copy(update={"encoder_options": options})
+
+
+def _size(slices: int | None, spec: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Return (slices, height, width) as far as they are stated: (slices,) without a size in the spec."""
+    stated = (spec or {}).get("size")
+    if stated is None:
+        count: tuple[int, ...] = (SLICES if slices is None else slices,)
+    elif isinstance(stated, Sequence) and len(stated) == 3:
+        count = tuple(stated)
+    else:
+        raise EncoderError(f"'slices' takes volumes: the spec's size must be [slices, height, width], got {stated!r}")
+    if slices is not None and slices != count[0]:
+        raise EncoderError(f"slices is {slices}, and the spec's size {list(count)} says {count[0]}; leave one out")
+    if count[0] < 1:
+        raise EncoderError(f"slices must be at least 1, got {count[0]}")
+    return count
+
+
+def _inner(
+    encoder: str | Mapping[str, Any],
+    options: Mapping[str, Any] | None,
+    layer: int,
+    tokens: str,
+    size: tuple[int, ...],
+) -> TowerConfig:
+    """Return the settings of the 2D encoder."""
+    options = dict(options or {})
+    spec = {**({"size": list(size)} if size else {}), **(options.pop("spec", None) or {})}
+    try:
+        return TowerConfig.model_validate(
+            {"encoder": encoder, "encoder_options": options, "layer": layer, "tokens": tokens, "spec": spec or None}
+        )
+    except ValidationError as error:
+        lines = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise EncoderError(f"its 2D encoder: {lines}") from error
