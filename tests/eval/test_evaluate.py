@@ -10,8 +10,8 @@ import pytest
 from medmvl.core.schema import Sample, SampleError
 from medmvl.data.store import StoreError
 from medmvl.eval.ask import Request, ask
-from medmvl.eval.run import evaluate
-from medmvl.eval.table import headline, pooled, print_table
+from medmvl.eval.run import evaluate, join
+from medmvl.eval.table import headlines, pooled, print_table
 from medmvl.eval.task import load_tasks
 from paper_model import PaperModel, write_store
 
@@ -111,8 +111,24 @@ def test_broken_samples_are_listed_and_the_rest_is_scored(store: tuple[Path, lis
     )
     assert none["tasks"]["brain_atlas/side"]["n"] == 0
     assert none["tasks"]["brain_atlas/side"]["metrics"] == {}
-    assert pooled(none) is None
+    assert pooled(none) == {}
     print_table(none)
+
+
+def test_evaluations_of_several_models_are_joined(store: tuple[Path, list[Sample]], tmp_path: Path) -> None:
+    root, samples = store
+    first = evaluate(PaperModel(samples), TASKS[0], out=tmp_path / "a", roots=[root], resamples=20)
+    second = evaluate(PaperModel(samples, errs=0.5), TASKS[1:], out=tmp_path / "b", roots=[root], resamples=20)
+    joined = join([tmp_path / "a", tmp_path / "b"], tmp_path)
+    assert joined == json.loads((tmp_path / "scores.json").read_text())
+    assert joined["tasks"] == json.loads(json.dumps({**first["tasks"], **second["tasks"]}))
+    assert joined["provenance"]["parts"] == [first["provenance"], second["provenance"]]
+    assert (tmp_path / "predictions.jsonl").read_text() == "".join(
+        (tmp_path / part / "predictions.jsonl").read_text() for part in "ab"
+    )
+    assert "<html" in (tmp_path / "report.html").read_text()
+    with pytest.raises(ValueError, match="share tasks: brain_atlas/side"):
+        join([tmp_path / "a", tmp_path / "a"], tmp_path)
 
 
 def test_one_id_in_two_sources_excludes_the_broken_one_only() -> None:
@@ -181,13 +197,12 @@ def test_pooled_accuracy_and_the_table(store: tuple[Path, list[Sample]], capsys:
     root, samples = store
     scores = evaluate(PaperModel(samples, errs=0.3), TASKS, roots=[root], resamples=50)
     side, choice = (scores["tasks"][name]["metrics"]["accuracy_strict"]["value"] for name in TASKS[:2])
-    overall = pooled(scores)
-    assert overall is not None
+    overall = pooled(scores)["brain_atlas"]
     assert overall["score"] == pytest.approx((side + choice) / 2)
     assert overall["n"] == 48
     print_table(scores)
     text = capsys.readouterr().out
-    assert headline(scores) in text
+    assert headlines(scores)[0] in text
     for task in load_tasks(TASKS):
         assert task.title in text
     for word in ("95 % int.", "blank", "shuffled", "majority", f"{100 * side:.1f}"):

@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 
 from medmvl.core.atomic import atomic_file
 from medmvl.eval.metrics.text import normalise
-from medmvl.eval.table import CONTROLS, headline, pooled
+from medmvl.eval.table import CONTROLS, pooled
 from medmvl.imaging.intensity import to_display
 from medmvl.imaging.picture import ImageError
 from medmvl.imaging.read import read_image
@@ -61,7 +61,6 @@ def write_report(folder: str | Path, logs: Sequence[str | Path] = (), each: int 
         rows=[_row(name, entry) for name, entry in scores["tasks"].items()],
         controls=CONTROLS,
         pooled=pooled(scores),
-        headline=headline(scores),
         excluded=scores["excluded"],
         confusions=[c for name, entry in scores["tasks"].items() if (c := _confusion(entry, records[name][""]))],
         curves=_curves(logs),

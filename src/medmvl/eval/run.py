@@ -81,6 +81,43 @@ def evaluate(
     return scores
 
 
+def join(folders: Sequence[str | Path], out: str | Path, logs: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """Put several evaluations into one scores.json, predictions.jsonl and report.html, as of several models of one run.
+
+    Args:
+        folders: what `evaluate` wrote to; no task may occur twice.
+        out: folder that receives the joined files.
+        logs: as for `evaluate`.
+
+    Returns:
+        The joined scores; their provenance names every model, and holds each one's own in "parts".
+
+    Raises:
+        ValueError: a task occurs twice.
+        DiskFullError: the results could not be written.
+    """
+    found = [json.loads((Path(folder) / SCORES).read_text(encoding="utf-8")) for folder in folders]
+    names = [name for scores in found for name in scores["tasks"]]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"evaluations in {', '.join(map(str, folders))} share tasks: {', '.join(twice)}")
+    parts = [scores["provenance"] for scores in found]
+    joined = {
+        "provenance": parts[0]
+        | {key: " + ".join(part[key] for part in parts) for key in ("model", "model_hash", "data_hash")}
+        | {"data": [one for part in parts for one in part["data"]], "parts": parts},
+        "tasks": {name: entry for scores in found for name, entry in scores["tasks"].items()},
+        "excluded": [one for scores in found for one in scores["excluded"]],
+    }
+    out = Path(out)
+    with atomic_file(out / PREDICTIONS) as file:
+        for folder in folders:
+            file.write((Path(folder) / PREDICTIONS).read_text(encoding="utf-8"))
+    with atomic_file(out / SCORES) as file:
+        json.dump(joined, file, indent=2, allow_nan=False)
+    write_report(out, logs)
+    return joined
+
+
 def _run(model: Target, trials: Sequence[Trial], condition: str, scratch: Path, batch_size: int, seed: int) -> None:
     """Ask all tasks under one condition together, so that a picture's questions of every task meet."""
     asking = [trial for trial in trials if not condition or condition in trial.task.controls]

@@ -1,6 +1,6 @@
-"""Scores as a table in the terminal, and in one line."""
+"""Scores as a table in the terminal, and in a line for each group of tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,24 +12,25 @@ CONTROLS = {"blank_image": "blank", "shuffled_image": "shuffled", "majority": "m
 _FIXED_ANSWERS = ("classification", "closed", "choice")
 
 
-def pooled(scores: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return accuracy over all questions with fixed answers (classification, closed, multiple choice).
+def pooled(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return accuracy over all questions with fixed answers (classification, closed, multiple choice), by group.
 
     Args:
-        scores: what scores.json holds.
+        scores: what scores.json holds. Tasks "brain_atlas/side" and "brain_atlas/size" are of the group "brain_atlas".
 
     Returns:
-        {"n", "score"} and every control that all of these tasks have, weighted by their number of questions; None
-        without such tasks.
+        Group -> {"n", "score"} and every control that all of its tasks have, weighted by their number of questions;
+        groups without such tasks are left out.
     """
     metric = "accuracy_strict"
-    entries = [
-        entry
-        for entry in scores["tasks"].values()
-        if entry["family"] in _FIXED_ANSWERS and entry["n"] and metric in entry["metrics"]
-    ]
-    if not entries:
-        return None
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for name, entry in scores["tasks"].items():
+        if entry["family"] in _FIXED_ANSWERS and entry["n"] and metric in entry["metrics"]:
+            groups.setdefault(name.rpartition("/")[0], []).append(entry)
+    return {group: _pool(entries, metric) for group, entries in groups.items()}
+
+
+def _pool(entries: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
     total = sum(entry["n"] for entry in entries)
     result = {"n": total, "score": sum(e["n"] * e["metrics"][metric]["value"] for e in entries) / total}
     for control in CONTROLS:
@@ -39,17 +40,19 @@ def pooled(scores: Mapping[str, Any]) -> dict[str, float] | None:
     return result
 
 
-def headline(scores: Mapping[str, Any]) -> str:
-    """Return one line: accuracy on questions with fixed answers beside its controls; "" without such questions."""
-    overall = pooled(scores)
-    if overall is None:
-        return ""
-    beside = [f"{name} {overall[control]:.1%}" for control, name in CONTROLS.items() if control in overall]
-    return f"closed + multiple choice ({overall['n']:,} questions): {overall['score']:.1%}   {'   '.join(beside)}"
+def headlines(scores: Mapping[str, Any]) -> list[str]:
+    """Return a line for each group of tasks: accuracy on questions with fixed answers beside its controls."""
+    found = pooled(scores)
+    return [
+        f"{f'{group}: ' if len(found) > 1 else ''}closed + multiple choice ({overall['n']:,} questions): "
+        f"{overall['score']:.1%}   "
+        + "   ".join(f"{name} {overall[control]:.1%}" for control, name in CONTROLS.items() if control in overall)
+        for group, overall in found.items()
+    ]
 
 
 def print_table(scores: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print one row per task: primary metric, 95 % interval, controls, all in percent; then the headline.
+    """Print one row per task: primary metric, 95 % interval, controls, all in percent; then the headlines.
 
     Args:
         scores: what scores.json holds.
@@ -64,9 +67,8 @@ def print_table(scores: Mapping[str, Any], console: Console | None = None) -> No
     for entry in scores["tasks"].values():
         table.add_row(*_row(entry))
     console.print(table)
-    line = headline(scores)
-    if line:
-        console.print(f"\n{line}", markup=False, highlight=False, soft_wrap=True)
+    if lines := headlines(scores):
+        console.print("\n" + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if scores["excluded"]:
         console.print(f"questions that could not be asked, listed in scores.json: {len(scores['excluded'])}")
 
