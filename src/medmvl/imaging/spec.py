@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +92,8 @@ class VisionSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _linear_in_3d(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and len(data.get("size") or ()) == 3 and data.get("resample") is None:
+        size = data.get("size") if isinstance(data, Mapping) else None
+        if isinstance(size, Sequence) and len(size) == 3 and data.get("resample") is None:
             return {**data, "resample": "bilinear"}
         return data
 
