@@ -188,6 +188,7 @@ def test_text_only_rows_carry_no_pixels() -> None:
         "media_positions",
         "logit_index",
         "targets",
+        "questions",
     }
     assert batch.to("cpu").sample_ids == ["t"]
 

@@ -225,7 +225,7 @@ def _prefill(model: VLM, rows: Sequence[Row]) -> tuple[list[int], Tensor, Dynami
         batch = collate(row).to(device)
         cache = DynamicCache()  # without a config: its layers keep every key, windows are counted by the attention
         output = model.llm(
-            inputs_embeds=model.embed(batch.ids, batch.pixels, batch.media_positions),
+            inputs_embeds=model.embed(batch.ids, batch.pixels, batch.media_positions, batch.questions),
             position_ids=batch.positions,
             layout=batch.layout,
             logits_to_keep=torch.tensor([segment.end - 1 for _, segment in branches], device=device),
@@ -259,7 +259,7 @@ def _decode_alone(
     """Answer one prompt with the LLM's own `generate` and cache, our choice of tokens put in its place."""
     ((number, _),) = _branches(rows[0])
     batch = collate(rows[0]).to(_device(model))
-    embeddings = model.embed(batch.ids, batch.pixels, batch.media_positions)
+    embeddings = model.embed(batch.ids, batch.pixels, batch.media_positions, batch.questions)
     stops = list(processor.stop_ids)
     if model.longest is not None:
         max_new_tokens = min(max_new_tokens, model.longest - embeddings.shape[1] + 1)

@@ -26,9 +26,12 @@ class Tower(nn.Module):
         """Tokens that one medium becomes in the LLM's row."""
         return self.connector.num_tokens
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return [M, num_tokens, width of the LLM] of prepared pixels [M, C, ...]."""
-        return self.connector(self.encoder(pixels))
+    def forward(self, pixels: Tensor, **question: Tensor) -> Tensor:
+        """Return [M, num_tokens, width of the LLM] of prepared pixels [M, C, ...].
+
+        An encoder that reads the question (`reads_text`) takes it as further tensors.
+        """
+        return self.connector(self.encoder(pixels, **question))
 
 
 class VLMOutput(NamedTuple):
@@ -91,6 +94,7 @@ class VLM(nn.Module):
         logit_index: Tensor,
         targets: Tensor,
         normalizer: float | Tensor | None = None,
+        questions: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> VLMOutput:
         """Compute the loss of one flat row of N tokens.
 
@@ -105,11 +109,12 @@ class VLM(nn.Module):
             targets: long [S].
             normalizer: what the summed loss is divided by, usually the supervised tokens of the whole optimizer step;
                 None for the sum.
+            questions: tower that reads the question -> what its encoder takes beside the pixels.
 
         Raises:
             ValueError: media and places do not match, or the LLM cannot run this row packed.
         """
-        logits = self.logits(ids, positions, layout, pixels, media_positions, logit_index)
+        logits = self.logits(ids, positions, layout, pixels, media_positions, logit_index, questions)
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         loss = losses.sum() if normalizer is None else losses.sum() / normalizer
         return VLMOutput(loss, losses, logits)
@@ -122,9 +127,10 @@ class VLM(nn.Module):
         pixels: Mapping[str, Tensor],
         media_positions: Mapping[str, Tensor],
         logit_index: Tensor,
+        questions: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> Tensor:
         """Return the logits [S, vocabulary] at `logit_index`; arguments and errors as for `forward`."""
-        embeddings = self.embed(ids, pixels, media_positions)
+        embeddings = self.embed(ids, pixels, media_positions, questions)
         if not self.packable:
             return self._alone(embeddings, layout, logit_index)
         self._check_length(layout)
@@ -137,7 +143,13 @@ class VLM(nn.Module):
         )
         return output.logits[0]
 
-    def embed(self, ids: Tensor, pixels: Mapping[str, Tensor], media_positions: Mapping[str, Tensor]) -> Tensor:
+    def embed(
+        self,
+        ids: Tensor,
+        pixels: Mapping[str, Tensor],
+        media_positions: Mapping[str, Tensor],
+        questions: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> Tensor:
         """Return the embeddings [1, N, width] of a row, media in place.
 
         Raises:
@@ -158,7 +170,8 @@ class VLM(nn.Module):
                 "rows) nor a medium's place: a placeholder without its image?"
             ) from error
         for name, tower_pixels in pixels.items():
-            features = self.towers[name](tower_pixels).flatten(0, 1)
+            media = self.towers[name](tower_pixels, **(questions or {}).get(name, {}))
+            features = media.flatten(0, 1)
             where = media_positions.get(name)
             if where is None or len(where) == 0:
                 embeddings = embeddings + (features.sum() * 0).to(embeddings.dtype)
@@ -166,7 +179,7 @@ class VLM(nn.Module):
                 embeddings = embeddings.index_copy(1, where, features[None].to(embeddings.dtype))
             else:
                 raise ValueError(
-                    f"tower {name!r}: {len(tower_pixels)} media give {len(features)} tokens, "
+                    f"tower {name!r}: {len(media)} media give {len(features)} tokens, "
                     f"but the row has {len(where)} places for them"
                 )
         return embeddings

@@ -1,7 +1,7 @@
 """One row as tensors: what the model's forward needs, and what the loop needs to count and to name samples."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,15 @@ class Batch:
         ids: long [1, N], placeholders expanded.
         positions: long [1, N]; branches restart at their prefix's length.
         layout: which tokens attend to which.
-        pixels: tower -> float32 [M, C, H, W], one per medium and group, in the order of their placeholders.
+        pixels: tower -> float32 [M, C, ...], one per medium and group, in the order of their placeholders; for a tower
+            that reads the question [U, C, ...], each view once.
         media_positions: tower -> long [M * num_tokens], flat indices of the placeholders.
         logit_index: long [S], flat index of the token that predicts target s. The last token of a prefix predicts the
             first target of several branches, and is then listed several times.
         targets: long [S], the ids to learn, each supervised token of the row exactly once.
         owner: long [S], the index into `sample_ids` of the sample that target s belongs to.
         sample_ids: the samples of the row, each once.
+        questions: tower that reads the question -> what it takes beside the pixels, see `questions_of`.
     """
 
     ids: torch.Tensor
@@ -38,6 +40,7 @@ class Batch:
     targets: torch.Tensor
     owner: torch.Tensor
     sample_ids: list[str]
+    questions: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def num_supervised(self) -> int:
@@ -54,11 +57,14 @@ class Batch:
         changes: dict[str, Any] = {name: move(getattr(self, name)) for name in tensors}
         for name in ("pixels", "media_positions"):
             changes[name] = {tower: move(tensor) for tower, tensor in getattr(self, name).items()}
+        changes["questions"] = {
+            tower: {name: move(tensor) for name, tensor in asked.items()} for tower, asked in self.questions.items()
+        }
         return replace(self, **changes)
 
     def model_inputs(self) -> dict[str, Any]:
         """Return the keyword arguments of the model's forward."""
-        names = ("ids", "positions", "layout", "pixels", "media_positions", "logit_index", "targets")
+        names = ("ids", "positions", "layout", "pixels", "media_positions", "logit_index", "targets", "questions")
         return {name: getattr(self, name) for name in names}
 
 
@@ -86,7 +92,15 @@ def collate(row: Row, load: Callable[[Media], np.ndarray] = load_pixels) -> Batc
     learned = np.flatnonzero(labels != IGNORE)
     if (before[learned] < 0).any():
         raise ValueError(f"row of {row.sample_ids}: a first token is to be learned, but nothing comes before it")
-    pixels, media_positions = _media(row, ids, load)
+    media, media_positions = _media(row, ids)
+    questions, pixels = {}, {}
+    for tower, shown in media.items():
+        if shown[0].question is not None:
+            views = {medium.key: medium for medium in shown}
+            source = [list(views).index(medium.key) for medium in shown]
+            questions[tower] = questions_of([medium.question or () for medium in shown], source)
+            shown = list(views.values())
+        pixels[tower] = torch.from_numpy(np.stack([load(medium) for medium in shown]))
     return Batch(
         ids=torch.from_numpy(ids)[None],
         positions=torch.from_numpy(np.fromiter(layout.positions(), np.int64, len(ids)))[None],
@@ -97,7 +111,28 @@ def collate(row: Row, load: Callable[[Media], np.ndarray] = load_pixels) -> Batc
         targets=torch.from_numpy(labels[learned]),
         owner=torch.from_numpy(owner[learned]),
         sample_ids=list(row.sample_ids),
+        questions=questions,
     )
+
+
+def questions_of(questions: Sequence[Sequence[int]], source: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return what a tower that reads the question takes beside its pixels.
+
+    Args:
+        questions: M questions as ids of the tower's own tokenizer, at least one id each.
+        source: M numbers, the view among the pixels that each question is about.
+
+    Returns:
+        "question": long [M, L], padded on the right; "mask": long [M, L], 1 on ids and 0 on padding; "source": long
+        [M].
+    """
+    longest = max(map(len, questions))
+    ids = torch.zeros(len(questions), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for line, question in enumerate(questions):
+        ids[line, : len(question)] = torch.tensor(question)
+        mask[line, : len(question)] = 1
+    return {"question": ids, "mask": mask, "source": torch.tensor(source)}
 
 
 def _flat(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -116,10 +151,8 @@ def _flat(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return flat[0], flat[1], flat[2]
 
 
-def _media(
-    row: Row, ids: np.ndarray, load: Callable[[Media], np.ndarray]
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return pixels and placeholder positions per tower, checked group by group."""
+def _media(row: Row, ids: np.ndarray) -> tuple[dict[str, list[Media]], dict[str, torch.Tensor]]:
+    """Return media and placeholder positions per tower, checked group by group."""
     media: dict[str, list[Media]] = {}
     places: dict[str, list[np.ndarray]] = {}
     start = 0
@@ -137,5 +170,4 @@ def _media(
             media.setdefault(tower, []).extend(shown)
             places.setdefault(tower, []).append(start + found)
         start += group.num_tokens
-    pixels = {tower: torch.from_numpy(np.stack([load(medium) for medium in shown])) for tower, shown in media.items()}
-    return pixels, {tower: torch.from_numpy(np.concatenate(parts)) for tower, parts in places.items()}
+    return media, {tower: torch.from_numpy(np.concatenate(parts)) for tower, parts in places.items()}

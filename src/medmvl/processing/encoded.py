@@ -1,6 +1,6 @@
 """What a sample becomes on its way to the model: branches of tokens, and media that are read when first looked at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -39,7 +39,8 @@ class Media:
     """One image or volume of a prompt, read when first looked at and kept as long as this object lives.
 
     `key` tells equal views apart from others: the path, and the seed if it is augmented. `token` is the placeholder's
-    id, which stands `num_tokens` times in the ids.
+    id, which stands `num_tokens` times in the ids. `question` is what a tower that reads text reads beside the view,
+    in ids of its own tokenizer; None for all other towers.
     """
 
     tower: str
@@ -51,6 +52,13 @@ class Media:
     spec: VisionSpec
     augmentation: Augmentation | None = None
     seed: Seed = ()
+    question: tuple[int, ...] | None = None
+    plain: "Media | None" = None
+    """The same medium without a question, which holds the view for all questions about it."""
+
+    def asked(self, question: tuple[int, ...]) -> "Media":
+        """Return this medium with a question; however many are asked, the file is read once."""
+        return replace(self, question=question, plain=self.plain or self)
 
     @cached_property
     def view(self) -> View:
@@ -59,6 +67,8 @@ class Media:
         Raises:
             SampleError: the file is missing, damaged or refused; names the sample and the path.
         """
+        if self.plain is not None:
+            return self.plain.view
         try:
             picture = read_image(self.path)
             size = picture.size

@@ -69,8 +69,9 @@ class Row:
 def shared(encoded: Iterable[Encoded]) -> list[Group]:
     """Group samples so that what they have in common is computed once.
 
-    Branches that are equal, media included, up to the end of their last medium form one group. Its prefix is the
-    longest they have in common that ends before the first learned token of each, and leaves each at least one token.
+    Branches that are equal, media and the questions their towers read included, up to the end of their last medium form
+    one group. Its prefix is the longest they have in common that ends before the first learned token of each, and
+    leaves each at least one token.
     A branch that shares nothing is a group of its own, without prefix. The order of first appearance is kept.
     """
     gathered: dict[tuple[object, ...], list[tuple[Encoded, Branch]]] = {}
@@ -78,7 +79,9 @@ def shared(encoded: Iterable[Encoded]) -> list[Group]:
         for branch in sample.branches:
             media = sample.media[: branch.num_media]
             head = branch.ids[: _media_end(branch, media)].tobytes()
-            gathered.setdefault((*(medium.key for medium in media), head), []).append((sample, branch))
+            # A tower that reads the question gives other tokens for another question.
+            shown = [(medium.key, medium.question) for medium in media]
+            gathered.setdefault((*shown, head), []).append((sample, branch))
     return [group for members in gathered.values() for group in _with_prefix(members)]
 
 

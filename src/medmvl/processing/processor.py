@@ -3,6 +3,7 @@
 import json
 import re
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +20,7 @@ from medmvl.imaging.augment import Augmentation
 from medmvl.imaging.geometry import invert, transform_box
 from medmvl.imaging.spec import VisionSpec
 from medmvl.processing.encoded import IGNORE, Branch, Encoded, Media, Seed
+from medmvl.processing.question import QuestionEncoder
 from medmvl.processing.template import Content, Medium, Piece, Template, Turn
 from medmvl.processing.text import Place, TextEncoder, control_tokens
 
@@ -33,6 +35,8 @@ class TowerInput:
     kind: Literal["image", "volume"]
     num_tokens: int
     spec: VisionSpec
+    questions: QuestionEncoder | None = None
+    """For a tower that reads the question."""
 
 
 class _OutOfSightError(SampleError):
@@ -167,6 +171,7 @@ class Processor:
         """Write the tokenizer's files, template.jinja and processor.json into a folder; `load` needs nothing else."""
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder)
+        read = {name: tower.questions for name, tower in self.towers.items() if tower.questions is not None}
         (folder / "template.jinja").write_text(self.template.source, encoding="utf-8")
         state = {
             "template": self.template.name,
@@ -182,6 +187,7 @@ class Processor:
                 }
                 for name, tower in self.towers.items()
             },
+            "questions": {name: questions.save(folder / f"questions_{name}") for name, questions in read.items()},
         }
         (folder / "processor.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
@@ -200,8 +206,14 @@ class Processor:
         # The generic class takes tokenizer.json as it stands; AutoTokenizer would rebuild some families' rules.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         source = (folder / "template.jinja").read_text(encoding="utf-8")
+        questions = {
+            name: QuestionEncoder.load(folder / f"questions_{name}", read)
+            for name, read in state.get("questions", {}).items()
+        }
         towers = {
-            name: TowerInput(**{**tower, "spec": VisionSpec.model_validate(tower["spec"])})
+            name: TowerInput(
+                **{**tower, "spec": VisionSpec.model_validate(tower["spec"]), "questions": questions.get(name)}
+            )
             for name, tower in state["towers"].items()
         }
         return cls(
@@ -249,11 +261,37 @@ class Processor:
                         sample.id,
                     )
                 branches, shortened = self._cut(draft, media, answered, sample.id)
+            media = self._asked(draft, media)
         except SampleError:
             raise
         except ValueError as error:
             raise SampleError(str(error), sample.id) from error
         return Encoded(sample.id, branches, media, sample.meta, shortened)
+
+    def _asked(self, draft: _Draft, media: tuple[Media, ...]) -> tuple[Media, ...]:
+        """Tell media whose tower reads the question what is asked: all that users say in their turn.
+
+        A turn ends where an answer begins, so a medium's tokens depend on nothing that comes later, and are the same in
+        the prompt of every answer.
+        """
+        if all(self.towers[medium.tower].questions is None for medium in media):
+            return media
+        said: dict[int, list[str]] = defaultdict(list)
+        turn_of: dict[int, int] = {}
+        turn = 0
+        for role, content in zip(draft.roles, draft.contents, strict=True):
+            turn += role == "assistant"
+            for piece in content:
+                if isinstance(piece, Medium):
+                    turn_of[piece.index] = turn
+                elif role == "user":
+                    said[turn].append(piece.strip())
+        asked = []
+        for index, medium in enumerate(media):
+            questions = self.towers[medium.tower].questions
+            text = " ".join(said[turn_of[index]])
+            asked.append(medium if questions is None else medium.asked(questions.encode(text)))
+        return tuple(asked)
 
     def _draft(self, sample: Sample, media: tuple[Media, ...]) -> _Draft:
         draft = _Draft()

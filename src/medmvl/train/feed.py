@@ -15,7 +15,7 @@ from medmvl.core.schema import BoxRef, Image, Message, Sample, SampleError, Volu
 from medmvl.data.mixture import Group, Item, Mixture, Position, Step
 from medmvl.imaging.augment import Augmentation
 from medmvl.imaging.prepare import blank
-from medmvl.processing.collate import Batch, collate
+from medmvl.processing.collate import Batch, collate, questions_of
 from medmvl.processing.encoded import Encoded, Media
 from medmvl.processing.pack import Row, arrange
 from medmvl.processing.processor import Processor
@@ -227,12 +227,15 @@ class ChatPreparer:
         return Row(tuple(kept)) if kept else None
 
     def _with_blanks(self, batch: Batch) -> Batch:
-        pixels, places = dict(batch.pixels), dict(batch.media_positions)
-        for tower in self.towers:
-            if tower not in pixels:
-                pixels[tower] = torch.from_numpy(blank(self.processor.towers[tower].spec))[None]
-                places[tower] = torch.zeros(0, dtype=torch.long)
-        return replace(batch, pixels=pixels, media_positions=places)
+        pixels, places, asked = dict(batch.pixels), dict(batch.media_positions), dict(batch.questions)
+        for name in self.towers:
+            if name not in pixels:
+                tower = self.processor.towers[name]
+                pixels[name] = torch.from_numpy(blank(tower.spec))[None]
+                places[name] = torch.zeros(0, dtype=torch.long)
+                if tower.questions is not None:
+                    asked[name] = questions_of([tower.questions.encode("")], [0])
+        return replace(batch, pixels=pixels, media_positions=places, questions=asked)
 
 
 def without_media(sample: Sample) -> Sample:
