@@ -28,6 +28,7 @@ Roots = str | Path | Sequence[str | Path] | None
 
 _CONFIG = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 _PLACEHOLDER = re.compile(r"(<image3d>|<image>)")
+_FRAGMENT = re.compile(r"(?P<file>.+)#(?P<fragment>\w+=[^/#&]*(?:&\w+=[^/#&]*)*)", re.DOTALL)
 _MEDIA_OF = {"<image>": "image", "<image3d>": "volume"}
 _REFERENCE_KEYS = ("id", "conversations", "image", "image3d", "answer", "task", "data_source", "domain", "split")
 _REFERENCE_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -80,7 +81,7 @@ class Text(BaseModel):
 
 
 class Image(BaseModel):
-    """A picture file; "scan.dcm#frame=3" names one frame of a multi-frame file."""
+    """A picture file; "scan.dcm#frame=3" names one frame of a multi-frame file (see `imaging.address`)."""
 
     model_config = _CONFIG
     type: Literal["image"] = "image"
@@ -88,7 +89,7 @@ class Image(BaseModel):
 
 
 class Volume(BaseModel):
-    """A 3D file or series folder."""
+    """A 3D file or series folder; "scan.npy#unit=HU" says what the file does not (see `imaging.address`)."""
 
     model_config = _CONFIG
     type: Literal["volume"] = "volume"
@@ -291,19 +292,29 @@ def _folders(root: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     return tuple(os.path.abspath(folder) for folder in roots)
 
 
+def split_fragment(path: str) -> tuple[str, str]:
+    """Return the file and what stands after its last "#": "scan.dcm#frame=3" -> ("scan.dcm", "frame=3").
+
+    Only key=value pairs joined by "&", without a slash, are a fragment; any other "#" belongs to the file's name.
+    """
+    found = _FRAGMENT.fullmatch(path)
+    return (found["file"], found["fragment"]) if found else (path, "")
+
+
 def _inside(path: str, roots: tuple[str, ...]) -> str:
     """Return the absolute path of a file that lies under one of `roots`, which are absolute folders."""
-    # The check is lexical on purpose: a symlink that the user laid inside a root is followed.
+    # The check is lexical on purpose: a symlink that the user laid inside a root is followed. The fragment is split
+    # off last, as a reader will do it: "..#frame=0" is the folder above.
     allowed = []
     for root in roots:
-        candidate = os.path.normpath(os.path.join(root, path))
-        if candidate == root or candidate.startswith(root.rstrip(os.sep) + os.sep):
-            allowed.append(candidate)
+        file, fragment = split_fragment(os.path.normpath(os.path.join(root, path)))
+        file = os.path.normpath(file)
+        if file == root or file.startswith(root.rstrip(os.sep) + os.sep):
+            allowed.append((file, f"#{fragment}" if fragment else ""))
     if not allowed:
         raise ValueError(f"the path leaves the given folders ({', '.join(roots)}); move the file or add its folder")
-    if len(allowed) == 1:
-        return allowed[0]
-    return next((found for found in allowed if os.path.exists(found.partition("#")[0])), allowed[0])
+    existing = (found for found in allowed if os.path.exists(found[0])) if len(allowed) > 1 else iter(allowed)
+    return "".join(next(existing, allowed[0]))
 
 
 def _part_dict(part: Text | Image | Volume | BoxRef, base: str | None) -> dict[str, Any]:
@@ -311,10 +322,10 @@ def _part_dict(part: Text | Image | Volume | BoxRef, base: str | None) -> dict[s
         return {"type": "text", "text": part.text}
     if isinstance(part, BoxRef):
         return {"type": "box", "box": part.box}
-    path = part.path
+    path, fragment = split_fragment(part.path)
     if base is not None and path.startswith(base.rstrip(os.sep) + os.sep):
         path = os.path.relpath(path, base)
-    return {"type": part.type, "path": path}
+    return {"type": part.type, "path": f"{path}#{fragment}" if fragment else path}
 
 
 def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""Finds the reader for a file and gives one picture, or an error that says what to do."""
+"""Finds the reader for a file or folder and gives one picture or volume, or an error that says what to do."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 from medmvl.core.lookup import resolve
+from medmvl.imaging.address import Address, split_address
+from medmvl.imaging.hounsfield import HuSource
 from medmvl.imaging.picture import ImageError, Picture
+from medmvl.imaging.volume import Volume
 
 READERS: dict[str, str] = {
     **dict.fromkeys(
@@ -20,70 +22,177 @@ READERS: dict[str, str] = {
     **dict.fromkeys((".dcm", ".dicom", ".dic", ".ima"), "medmvl.imaging.dicom:read_dicom"),
     ".npy": "medmvl.imaging.raster:read_npy",
 }
+"""Suffix -> reader of one picture, called with the file and the number of a frame or None."""
 
-_FRAME = re.compile(r"(?P<file>.+)#frame=(?P<frame>\d+)", re.DOTALL)
+VOLUME_READERS: dict[str, str] = {
+    **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz"), "medmvl.imaging.itk:read_itk"),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "medmvl.imaging.itk:read_itk"),
+    **dict.fromkeys((".npy", ".npz"), "medmvl.imaging.arrays:read_array"),
+    "folder": "medmvl.imaging.series:read_series",
+}
+"""Suffix -> reader of one volume, called with the file and its `Address`; the DICOM ones with what they need of it."""
+
 _SIGNATURES = (
     (0, b"\x89PNG", ".png"),
     (0, b"\xff\xd8\xff", ".jpg"),
     (0, b"II*\x00", ".tif"),
     (0, b"MM\x00*", ".tif"),
     (0, b"\x93NUMPY", ".npy"),
+    (0, b"NRRD000", ".nrrd"),
+    (4, b"n+2\x00\r\n\x1a\n", ".nii"),
     (128, b"DICM", ".dcm"),
+    (344, b"n+1\x00", ".nii"),
 )
 
+_DICOM = (".dcm", ".dicom", ".dic", ".ima")
+_FOLDER = "folder"
+_PICTURE_SUFFIXES = "a PNG, JPEG, TIFF or DICOM file"
+_VOLUME_SUFFIXES = "a NIfTI, NRRD, MHA or npy file or the folder of a DICOM series"
 
-def read_image(path: str | Path, frame: int | None = None) -> Picture:
-    """Read one picture.
 
-    The reader is chosen by the file's suffix (`READERS`), or by its first bytes where the suffix is not known, as for
-    DICOM files without one.
+def read_image(
+    path: str | Path,
+    frame: int | None = None,
+    *,
+    series: str | int | None = None,
+    unit: str | None = None,
+    hu: HuSource | None = None,
+) -> Picture | Volume:
+    """Read one picture or one volume.
+
+    The reader is chosen by the file's suffix (`READERS`, `VOLUME_READERS`), or by its first bytes where the suffix is
+    not known, as for DICOM files without one; a folder is a DICOM series. Whatever an argument says can stand in the
+    path as well: "scan.dcm#frame=3", "study#series=2", "scan.npy#unit=HU" (see `address.KEYS`).
 
     Args:
-        path: the file; "scan.dcm#frame=3" names a frame of several, counted from 0.
-        frame: the same, as an argument. A file of several frames is never read without one of the two.
+        path: the file or folder.
+        frame: one picture of several in a file, or one volume of several in a 4D file, counted from 0; without it such
+            a file is refused.
+        series: SeriesInstanceUID or number of the series, for a folder that holds several.
+        unit: "HU", "0..255" or "0..1": what the values are. Arrays (.npy, .npz) are read as volumes only with it.
+        hu: where Hounsfield units come from: "header" (the file's own rescaling), "already_hu" (the stored values,
+            whatever the header says), `Rescale(slope, intercept)`, or a CT-RATE metadata table or its path. Without it
+            only DICOM's CT has unit "HU".
 
     Returns:
-        A `Picture`: array [H, W] or [H, W, 3] in uint8, uint16 or float32, spacing in mm, modality, unit.
+        A `Picture`: array [H, W] or [H, W, 3] in uint8, uint16 or float32, spacing in mm, modality, unit. Or a
+        `Volume`: array [D, H, W] in uint8, int16, uint16 or float32, in the canonical orientation.
 
     Raises:
-        ImageError: no such file, a folder, empty, damaged, cut off, too large, no picture in it, or no such frame.
+        ImageError: no such file, empty, damaged, cut off, too large, nothing to see in it, without geometry, or
+            something was said that it cannot follow.
     """
-    file, frame = split_frame(path, frame)
+    return _read(split_address(path, frame, series=series, unit=unit, hu=hu), None)
+
+
+def read_picture(path: str | Path, frame: int | None = None) -> Picture:
+    """Read one picture, as `read_image`; a volume is refused.
+
+    Raises:
+        ImageError: see `read_image`.
+    """
+    return cast(Picture, _read(split_address(path, frame), Picture))
+
+
+def read_volume(
+    path: str | Path,
+    frame: int | None = None,
+    *,
+    series: str | int | None = None,
+    unit: str | None = None,
+    hu: HuSource | None = None,
+) -> Volume:
+    """Read one volume, as `read_image`; a picture is refused.
+
+    Raises:
+        ImageError: see `read_image`.
+    """
+    return cast(Volume, _read(split_address(path, frame, series=series, unit=unit, hu=hu), Volume))
+
+
+def _read(address: Address, wanted: type | None) -> Picture | Volume:
+    file = address.file
     try:
         _check_file(file)
         kind = _kind(file)
     except OSError as error:  # a folder above may not be entered, a name is too long, a disk fails
-        raise ImageError(path, f"cannot be reached: {error.strerror or error}") from error
-    reader = cast(Callable[[Path, int | None], Picture], resolve(READERS, kind, f"reader of {file}"))
-    picture = reader(file, frame)
-    if frame is None:
+        raise ImageError(address.given, f"cannot be reached: {error.strerror or error}") from error
+    if kind in _DICOM and kind in VOLUME_READERS and address.frame is None and wanted is not Picture:
+        volume = _dicom_volume(address, kind)
+        if volume is not None:
+            return volume
+    declared = address.unit is not None or address.hu is not None
+    as_volume = kind in VOLUME_READERS and kind not in _DICOM
+    if kind in READERS and not (as_volume and (wanted is Volume or declared)):
+        as_volume = False
+    if as_volume and wanted is Picture:
+        raise ImageError(file, f"holds a volume where a picture is wanted; name {_PICTURE_SUFFIXES}, or use it as one")
+    if not as_volume and wanted is Volume:
+        raise ImageError(file, f"holds a picture where a volume is wanted; name {_VOLUME_SUFFIXES}")
+    if kind == _FOLDER:
+        return cast(Volume, _dicom_volume(address, kind))
+    if as_volume:
+        read = cast(Callable[[Path, Address], Volume], resolve(VOLUME_READERS, kind, f"reader of {file}"))
+        _refuse_others(address, kind)
+        return read(file, address)
+    return _picture(address, kind)
+
+
+def _picture(address: Address, kind: str) -> Picture:
+    _refuse_others(address, "picture")
+    read = cast(Callable[[Path, int | None], Picture], resolve(READERS, kind, f"reader of {address.file}"))
+    picture = read(address.file, address.frame)
+    if address.frame is None:
         return picture
-    return dataclasses.replace(picture, path=f"{file}#frame={frame}")
+    return dataclasses.replace(picture, path=f"{address.file}#frame={address.frame}")
 
 
-def split_frame(path: str | Path, frame: int | None = None) -> tuple[Path, int | None]:
-    """Return the file and the frame that "file#frame=3" names; frame is None where none is named.
+def _dicom_volume(address: Address, kind: str) -> Volume | None:
+    """Read a series, or a file of several frames; None where the file is no volume."""
+    file, reader = address.file, resolve(VOLUME_READERS, kind, f"reader of {address.file}")
+    if kind == _FOLDER:
+        _refuse_others(address, kind)
+        volume = cast(Callable[[Path, str | None], Volume], reader)(file, address.series)
+    else:
+        found = cast(Callable[[Path], Volume | None], reader)(file)
+        if found is None:
+            return None
+        _refuse_others(address, "multiframe")
+        volume = found
+    if address.hu not in (None, "header") or address.unit not in (None, "HU"):
+        raise ImageError(file, "is DICOM, which states its own rescaling; only hu=header or unit=HU can be asked of it")
+    if volume.unit != "HU" and (address.hu or address.unit):
+        raise ImageError(file, f"does not state Hounsfield units (modality {volume.modality or 'unknown'})")
+    return dataclasses.replace(volume, path=address.given)
 
-    Raises:
-        ImageError: path and argument name different frames.
-    """
-    found = _FRAME.fullmatch(os.fspath(path))
-    if found is None:
-        return Path(path), frame
-    named = int(found["frame"])
-    if frame not in (None, named):
-        raise ImageError(path, f"the path asks for frame {named} and the argument for frame {frame}; name one of them")
-    return Path(found["file"]), named
+
+_KEYS_OF = {
+    "picture": ("frame",),
+    "multiframe": ("hu", "unit"),
+    _FOLDER: ("series", "hu", "unit"),
+    ".npy": ("unit", "hu"),
+    ".npz": ("unit", "hu", "array"),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), ("unit", "hu")),
+}
+"""What can be said about each kind; NIfTI, the default, takes frame, unit and hu."""
+
+
+def _refuse_others(address: Address, kind: str) -> None:
+    known = _KEYS_OF.get(kind, ("frame", "unit", "hu"))
+    for key in ("frame", "series", "unit", "hu", "array"):
+        if getattr(address, key) is not None and key not in known:
+            what = {"picture": "a picture", "multiframe": "a multi-frame volume", _FOLDER: "a folder"}.get(kind)
+            raise ImageError(
+                address.given, f"{key} says nothing about {what or f'a {kind} file'}; it takes {', '.join(known)}"
+            )
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise ImageError(path, "is a folder; name one picture file in it")
     if not path.exists():
         raise ImageError(path, f"does not exist{_where_it_ends(path)}; check the path and the data root")
-    if not path.is_file():
-        raise ImageError(path, "is no regular file; name a picture file")
-    if path.stat().st_size == 0:
+    if not path.is_file() and not path.is_dir():
+        raise ImageError(path, "is no regular file; name a picture or volume file")
+    if path.is_file() and path.stat().st_size == 0:
         raise ImageError(path, "is empty (0 bytes); its download or copy failed, get the file again")
     if not os.access(path, os.R_OK):
         raise ImageError(path, "may not be read by this user; change its permissions")
@@ -94,22 +203,28 @@ def _where_it_ends(path: Path) -> str:
     if not path.parent.is_dir():
         existing = next((str(parent) for parent in path.parents if parent.is_dir()), ".")
         return f" (the last folder of it that exists is {existing})"
-    suffixes = {suffix for known in READERS for suffix in (known, known.upper())} | {""}
-    others = sorted(str(path.with_suffix(suffix)) for suffix in suffixes if path.with_suffix(suffix).is_file())
+    known = [suffix for suffix in (*READERS, *VOLUME_READERS) if suffix.startswith(".")]
+    own = max((suffix for suffix in known if path.name.lower().endswith(suffix)), key=len, default=path.suffix)
+    stem = path.name[: len(path.name) - len(own)]
+    names = {stem + ending for suffix in known for ending in (suffix, suffix.upper())} | {stem}
+    others = sorted(str(path.with_name(name)) for name in names if name and path.with_name(name).is_file())
     return f" (but {others[0]} does)" if others else ""
 
 
 def _kind(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix in READERS:
-        return suffix
+    if path.is_dir():
+        return _FOLDER
+    name = path.name.lower()
+    for suffix in ("".join(Path(name).suffixes[-2:]), Path(name).suffix):
+        if suffix in READERS or suffix in VOLUME_READERS:
+            return suffix
     with path.open("rb") as file:
-        start = file.read(132)
+        start = file.read(352)
     for offset, signature, kind in _SIGNATURES:
         if start[offset : offset + len(signature)] == signature:
             return kind
     raise ImageError(
         path,
-        f"its suffix {suffix!r} is not known and its first bytes are of no picture; known suffixes: "
-        f"{', '.join(sorted(READERS))}",
+        f"its suffix {Path(name).suffix!r} is not known and its first bytes are of no picture or volume; known "
+        f"suffixes: {', '.join(sorted(suffix for suffix in {*READERS, *VOLUME_READERS} if suffix != _FOLDER))}",
     )
