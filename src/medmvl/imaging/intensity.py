@@ -1,6 +1,6 @@
-"""From a picture's values to what a screen shows: 8-bit grey or colour.
+"""From values to what a screen shows or an encoder sees: which value is black and which white.
 
-The rule, in this order:
+The rule for pictures, in this order:
 1. the window given by the caller;
 2. the file's own VOI lookup table or window (the first of several);
 3. 8-bit values as they are;
@@ -11,9 +11,18 @@ Then pictures whose small values are bright (MONOCHROME1) are inverted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from medmvl.imaging.picture import WINDOW_FUNCTIONS, Lut, Picture, Window
+from medmvl.imaging.picture import WINDOW_FUNCTIONS, ImageError, Lut, Picture, Window
+from medmvl.imaging.spec import VisionSpec
+from medmvl.imaging.volume import Volume
+
+CT_WINDOW = (-1000.0, 1000.0)
+"""HU shown from black to white where a spec names no window."""
+
+_DISPLAY = {"0..255": (0.0, 255.0), "0..1": (0.0, 1.0)}
 
 
 def to_display(picture: Picture, window: Window | None = None) -> np.ndarray:
@@ -80,10 +89,7 @@ def apply_lut(array: np.ndarray, lut: Lut) -> np.ndarray:
 
 def value_range(array: np.ndarray) -> Window:
     """Return the window from the smallest to the largest finite value of `array`; a flat picture is all black."""
-    low, high = float(array.min()), float(array.max())
-    if not np.isfinite(low) or not np.isfinite(high):
-        finite = array[np.isfinite(array)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    low, high = extremes(array) or (0.0, 0.0)
     return Window.between(low, high if high > low else low + 1.0)
 
 
@@ -95,11 +101,121 @@ def percentile_window(array: np.ndarray, low: float, high: float) -> Window:
     """
     if not 0 <= low < high <= 100:
         raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, got {low} and {high}")
-    finite = array[np.isfinite(array)]
-    if not finite.size:
-        raise ValueError("no finite value to take percentiles of")
-    black, white = (float(value) for value in np.percentile(finite, [low, high]))
+    black, white = percentiles(array, (low, high))
     return Window.between(black, white if white > black else black + 1.0)
+
+
+def volume_window(volume: Volume, spec: VisionSpec) -> tuple[float, float]:
+    """Return which values of a volume become 0 and 255 for `spec`.
+
+    HU, and values of unknown unit that a HU window is asked for, take the HU window. An array whose unit is 0..255 or
+    0..1 has been windowed before: that range is its window, and a HU window is not applied again. Percentiles are those
+    of all finite voxels of the whole volume, background included, after clipping to the HU window (as MONAI's
+    ScaleIntensityRangePercentiles after a clip); between two voxels they are interpolated. A flat volume is all black.
+
+    Raises:
+        ImageError: a HU window for something that is no CT, or a volume without a finite value.
+    """
+    low, high = -np.inf, np.inf
+    if volume.unit in _DISPLAY:
+        low, high = _DISPLAY[volume.unit]
+    elif spec.hu_window is not None:
+        _check_hu(volume, spec.hu_window)
+        low, high = spec.hu_window
+    elif spec.percentile_window is None and volume.unit == "HU":
+        low, high = CT_WINDOW
+    if spec.percentile_window is None and np.isfinite(low):
+        return low, high
+    try:
+        black, white = percentiles(volume.array, spec.percentile_window or (0, 100), low, high)
+    except ValueError as error:
+        raise ImageError(volume.path, f"cannot be windowed: {error}") from error
+    return black, white if white > black else black + 1.0
+
+
+def _check_hu(volume: Volume, window: tuple[float, float]) -> None:
+    if volume.modality not in ("", "CT") or volume.unit not in ("", "HU"):
+        what = f"modality {volume.modality or 'unknown'}, unit {volume.unit or 'unknown'}"
+        raise ImageError(
+            volume.path,
+            f"is no CT in HU ({what}), and the spec's hu_window {window} is for CT; use percentile_window, such as "
+            "(0.5, 99.5), for MRI",
+        )
+
+
+def extremes(array: np.ndarray) -> tuple[float, float] | None:
+    """Return the smallest and the largest finite value, None where nothing is finite."""
+    if not array.size:
+        return None
+    low, high = float(array.min()), float(array.max())
+    if np.isfinite(low) and np.isfinite(high):
+        return low, high
+    ends = [found for part in array if (found := _finite_ends(part))]
+    return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None
+
+
+def _finite_ends(part: np.ndarray) -> tuple[float, float] | None:
+    finite = part[np.isfinite(part)]
+    return (float(finite.min()), float(finite.max())) if finite.size else None
+
+
+def percentiles(array: np.ndarray, shares: Sequence[float], low: float = -np.inf, high: float = np.inf) -> list[float]:
+    """Return percentiles (0..100) of the finite values of `array`, as np.percentile does, after clipping to low..high.
+
+    Exact, yet without sorting or copying the array: values are counted by their upper 16 bits, and floats once more,
+    by their lower 16 bits, where a percentile falls.
+
+    Args:
+        array: [H, W] or [D, H, W] of uint8, int16, uint16 or float32.
+
+    Raises:
+        ValueError: nothing finite.
+    """
+    if tuple(shares) == (0, 100):
+        ends = extremes(array)
+        if ends is None:
+            raise ValueError("there is no finite value in it")
+        return [min(max(end, low), high) for end in ends]
+    counts = {-1: _counts(array, -1)}
+    total = int(counts[-1].sum())
+    if not total:
+        raise ValueError("there is no finite value in it")
+    result = []
+    for share in shares:
+        position = share / 100 * (total - 1)
+        below = int(position)
+        pair = [_at_rank(array, counts, min(rank, total - 1)) for rank in (below, below + 1)]
+        lower, upper = (min(max(value, low), high) for value in pair)
+        result.append(lower + (upper - lower) * (position - below))
+    return result
+
+
+def _at_rank(array: np.ndarray, counts: dict[int, np.ndarray], rank: int) -> float:
+    """Return the value that `rank` others come before in order; `counts` keeps what was counted, by upper bits."""
+    ends = np.cumsum(counts[-1])
+    upper = int(np.searchsorted(ends, rank, side="right"))
+    if array.dtype.kind in "iu":
+        return float(upper + np.iinfo(array.dtype).min)
+    if upper not in counts:
+        counts[upper] = _counts(array, upper)
+    before = rank - int(ends[upper] - counts[-1][upper])
+    key = upper << 16 | int(np.searchsorted(np.cumsum(counts[upper]), before, side="right"))
+    bits = key & 0x7FFFFFFF if key >> 31 else ~key & 0xFFFFFFFF
+    return float(np.uint32(bits).view(np.float32))
+
+
+def _counts(array: np.ndarray, upper: int) -> np.ndarray:
+    """Count values by their upper 16 bits (`upper` -1), or those with these upper bits by their lower 16; int64 [n]."""
+    counts = np.zeros(1 << 16, np.int64)
+    for part in array if array.ndim == 3 else array[None]:
+        if array.dtype.kind in "iu":
+            keys = part.astype(np.int64).ravel() - np.iinfo(array.dtype).min
+        else:
+            bits = part[np.isfinite(part)].astype(np.float32, copy=False).view(np.uint32)
+            keys = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))  # the order of these is that of the floats
+            keys = (keys >> 16 if upper < 0 else keys[keys >> 16 == upper] & 0xFFFF).astype(np.int64)
+        counts += np.bincount(keys, minlength=1 << 16)
+    return counts
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:

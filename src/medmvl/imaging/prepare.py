@@ -1,4 +1,4 @@
-"""From a picture to the pixels an encoder expects, with the map that carries boxes along."""
+"""From a picture or volume to the pixels an encoder expects, with the map that carries boxes along."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from medmvl.imaging.fit import WHITE, fit_volume
 from medmvl.imaging.geometry import chain, scaling, translation
 from medmvl.imaging.intensity import to_display
 from medmvl.imaging.picture import Picture, check_pixels
 from medmvl.imaging.spec import VisionSpec
+from medmvl.imaging.volume import Volume
 
+_BYTE = 255
 _NEUTRAL = 128  # mid grey of 8 bit
 
 
@@ -20,25 +23,30 @@ class Prepared:
     """What an encoder is fed.
 
     Attributes:
-        pixels: float32 [C, H, W], normalised.
-        to_spec: float64 [2, 3], continuous (x, y) of the file's frame -> of the prepared frame (see `geometry`).
+        pixels: float32 [C, H, W] or [C, D, H, W], normalised.
+        to_spec: float64 [2, 3] or [3, 4], continuous (x, y(, z)) of the file's frame -> of the prepared frame (see
+            `geometry`).
     """
 
     pixels: np.ndarray
     to_spec: np.ndarray
 
 
-def prepare(picture: Picture, spec: VisionSpec) -> Prepared:
-    """Show, lay out, resample and normalise a picture as `spec` says.
+def prepare(picture: Picture | Volume, spec: VisionSpec) -> Prepared:
+    """Show, lay out, resample and normalise a picture as `spec` says; for volumes see `fit_volume`.
 
-    Resampling is Pillow's on the 8-bit picture, as in the PIL image processors of transformers, so results equal
-    theirs. Grey is repeated to three channels after resampling; colour becomes luminance (ITU-R 601) for a
+    Resampling of pictures is Pillow's on the 8-bit picture, as in the PIL image processors of transformers, so results
+    equal theirs. Grey is repeated to three channels after resampling; colour becomes luminance (ITU-R 601) for a
     one-channel spec before.
 
     Raises:
-        ValueError: the spec is for volumes.
-        ImageError: so long and thin that `fit` would blow it up beyond the limit on pixels.
+        ValueError: a picture and a spec for volumes, or the other way round.
+        ImageError: a picture so long and thin that `fit` would blow it up beyond the limit on pixels, or what
+            `fit_volume` refuses.
     """
+    if isinstance(picture, Volume):
+        fitted = fit_volume(picture, spec)
+        return Prepared(normalise(fitted.values, spec), fitted.to_spec)
     height, width = _plane(spec)
     image = Image.fromarray(to_display(picture))
     if spec.channels == 1 and image.mode != "L":
@@ -50,6 +58,30 @@ def prepare(picture: Picture, spec: VisionSpec) -> Prepared:
         image, scaled = _resize(image, height, width, spec)
         to_spec = chain(padded, scaled)
     return Prepared(_normalise(np.asarray(image), spec), to_spec)
+
+
+def normalise(values: np.ndarray, spec: VisionSpec) -> np.ndarray:
+    """Turn stored values of a fitted volume (see `Fitted`) into what the encoder takes.
+
+    Args:
+        values: [D, H, W], int16 or uint8 as `spec.levels` says.
+        spec: the spec the volume was fitted to.
+
+    Returns:
+        float32 [C, D, H, W]; grey is repeated for three channels.
+
+    Raises:
+        ValueError: other values than the spec's levels or size ask for.
+    """
+    white = WHITE[spec.levels]
+    dtype = np.uint8 if white == _BYTE else np.int16
+    if values.dtype != dtype or values.shape != spec.size:
+        raise ValueError(
+            f"the spec's volumes are {np.dtype(dtype)} of size {spec.size} (levels {spec.levels!r}), got "
+            f"{values.dtype} of size {values.shape}; fit the volume to this spec"
+        )
+    gain, offset = _affine(spec)
+    return _scaled(np.broadcast_to(values, (spec.channels, *values.shape)), gain * np.float32(_BYTE / white), offset)
 
 
 def blank(spec: VisionSpec) -> np.ndarray:
@@ -114,7 +146,13 @@ def _normalise(image: np.ndarray, spec: VisionSpec) -> np.ndarray:
     """uint8 [H, W] or [H, W, 3] -> float32 [C, H, W]."""
     gain, offset = _affine(spec)
     planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    pixels = np.empty((spec.channels, *image.shape[:2]), np.float32)
-    np.multiply(planes, gain[:, None, None], out=pixels)
-    pixels += offset[:, None, None]
+    return _scaled(np.broadcast_to(planes, (spec.channels, *image.shape[:2])), gain, offset)
+
+
+def _scaled(planes: np.ndarray, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """[C, ...] of any integers -> float32 [C, ...], channel by channel times gain [C] plus offset [C]."""
+    pixels = np.empty(planes.shape, np.float32)
+    for plane, out, factor, term in zip(planes, pixels, gain, offset, strict=True):
+        np.multiply(plane, factor, out=out)
+        out += term
     return pixels
