@@ -1,10 +1,11 @@
-"""A tiny data set on disk and recipes that train on it in seconds: a bright square, left or right, large or small."""
+"""Tiny data sets on disk and recipes that train on them in seconds: a bright square or cube, left or right."""
 
 import copy
 import json
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from PIL import Image
 
 from medmvl.core.schema import Sample
@@ -12,6 +13,7 @@ from medmvl.data.store import write_samples
 from medmvl.processing.tokenizer import train_tokenizer
 
 SIDE = 16
+DEPTH = 4
 
 
 def write_data(root, pictures=24, text_only=6):
@@ -70,8 +72,47 @@ def write_data(root, pictures=24, text_only=6):
     return written
 
 
-def model(root, **llm):
-    """Return model settings: a two-layer LLM and a tiny convolutional encoder."""
+def write_volumes(root, volumes=12):
+    """Write a store `cubes` under `root/data`, some samples with a picture of `squares` beside; return the samples."""
+    root = Path(root)
+    folder = root / "data" / "cubes"
+    (folder / "volumes").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    samples = []
+    for number in range(volumes):
+        side = ("left", "right")[number % 2]
+        array = rng.integers(0, 60, (DEPTH + 2, SIDE + 4, SIDE)).astype(np.int16)
+        z0, y0, x0 = rng.integers(0, [3, SIDE - 4, 4])
+        x0 += SIDE // 2 if side == "left" else 0  # columns grow to the patient's left
+        array[z0 : z0 + 3, y0 : y0 + 5, x0 : x0 + 4] = 220
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((1.5, 1.5, 4.0))
+        path = folder / "volumes" / f"{number}.nii.gz"
+        sitk.WriteImage(sitk.DICOMOrient(image, ("LPS", "RAI", "SPL")[number % 3]), str(path))
+        volume, picture = {"type": "volume", "path": str(path)}, root / "data" / "squares" / "images" / f"{number}.png"
+        asked = [("side", "Which side?", side), ("report", "Describe it.", f"A cube on the {side} side.")]
+        for task, question, answer in asked:
+            content = [volume, {"type": "text", "text": question}]
+            if task == "report" and number % 3 == 0:
+                content = [{"type": "image", "path": str(picture)}, *content]
+            samples.append(
+                {
+                    "id": f"cube-{number}-{task}",
+                    "messages": [
+                        {"role": "user", "content": content},
+                        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+                    ],
+                    "task": f"cubes/{task}",
+                    "split": "val" if number % 6 == 5 else "train",
+                }
+            )
+    written = [Sample.from_dict(one, root=root / "data") for one in samples]
+    write_samples(folder, written, name="cubes", version="1", licence="none")
+    return written
+
+
+def model(root, volumes=False, **llm):
+    """Return model settings: a two-layer LLM and a tiny convolutional encoder, the same over slices for volumes."""
     architecture = {
         "model_type": "qwen2",
         "vocab_size": 320,
@@ -84,16 +125,16 @@ def model(root, **llm):
         "tie_word_embeddings": True,
         **llm,
     }
-    return {
-        "llm": {"architecture": architecture, "tokenizer": str(Path(root) / "tokenizer")},
-        "towers": {
-            "image": {
-                "encoder": "conv",
-                "encoder_options": {"channels": [8, 8, 8], "image_size": SIDE},
-                "connector": "mlp",
-            }
-        },
-    }
+    conv = {"channels": [8, 8, 8], "image_size": SIDE}
+    towers = {"image": {"encoder": "conv", "encoder_options": conv, "connector": "mlp"}}
+    if volumes:
+        towers["volume"] = {
+            "encoder": "slices",
+            "encoder_options": {"encoder": "conv", "encoder_options": conv, "slices": DEPTH, "chunk": 3},
+            "connector": "attention",
+            "connector_options": {"queries": 6, "heads": 2, "positions": "slices"},
+        }
+    return {"llm": {"architecture": architecture, "tokenizer": str(Path(root) / "tokenizer")}, "towers": towers}
 
 
 FULL = {"llm": {"mode": "full", "lr": 3e-3}, "image.*": {"mode": "full", "lr": 3e-3}}
@@ -105,7 +146,7 @@ def stage(name="chat", **changes):
     return settings | changes
 
 
-def recipe(root, *stages, **run):
+def recipe(root, *stages, volumes=False, **run):
     """Return a whole recipe."""
     root = Path(root)
     settings = {
@@ -121,7 +162,7 @@ def recipe(root, *stages, **run):
         "data_roots": [str(root / "data")],
         **run,
     }
-    return {"model": model(root), "stages": copy.deepcopy(list(stages)) or [stage()], "run": settings}
+    return {"model": model(root, volumes), "stages": copy.deepcopy(list(stages)) or [stage()], "run": settings}
 
 
 def write_recipe(root, *stages, **run):

@@ -208,8 +208,8 @@ def test_a_box_the_encoder_does_not_see_is_refused(picture: Path) -> None:
 
 def test_files_are_opened_late_and_once_per_pool(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    read = encoded_module.read_image
-    monkeypatch.setattr(encoded_module, "read_image", lambda path: opened.append(path) or read(path))
+    read = encoded_module.read_picture
+    monkeypatch.setattr(encoded_module, "read_picture", lambda path: opened.append(path) or read(path))
     subject = processor()
     pool: dict[str, Media] = {}
     plain = [subject.encode(sample(([image(picture), text(q)], "a")), pool=pool) for q in "pqr"]

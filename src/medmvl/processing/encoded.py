@@ -6,10 +6,11 @@ from functools import cached_property
 import numpy as np
 
 from medmvl.core.schema import Meta, SampleError
-from medmvl.imaging.augment import Augmentation, augment
-from medmvl.imaging.geometry import chain
-from medmvl.imaging.prepare import prepare
-from medmvl.imaging.read import read_image
+from medmvl.imaging.augment import Augmentation, augment, augment_volume
+from medmvl.imaging.fit import fit_volume
+from medmvl.imaging.geometry import chain, identity
+from medmvl.imaging.prepare import normalise, prepare
+from medmvl.imaging.read import read_picture, read_volume
 from medmvl.imaging.spec import VisionSpec
 
 IGNORE = -100
@@ -21,17 +22,17 @@ Seed = tuple[int | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One picture as its encoder sees it.
+    """One picture or volume as its encoder sees it.
 
     Attributes:
-        pixels: float32 [C, H, W].
-        affine: float64 [2, 3], sends (x, y) of the file's frame to the encoder's.
-        file_size: (height, width) of the file's frame, in pixels.
+        pixels: float32 [C, H, W] or [C, D, H, W].
+        affine: float64 [2, 3] or [3, 4], sends (x, y) or (x, y, z) of the file's frame to the encoder's.
+        file_size: (height, width) or (depth, height, width) of the file's frame, in pixels or voxels.
     """
 
     pixels: np.ndarray
     affine: np.ndarray
-    file_size: tuple[int, int]
+    file_size: tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -70,15 +71,26 @@ class Media:
         if self.plain is not None:
             return self.plain.view
         try:
-            picture = read_image(self.path)
-            size = picture.size
-            moved = np.eye(3)[:2]
-            if self.augmentation is not None:
-                picture, moved = augment(picture, self.augmentation, self.seed)
-            prepared = prepare(picture, self.spec)
+            return self._volume() if self.spec.is_volume else self._picture()
         except (ValueError, OSError) as error:
             raise SampleError(str(error).removeprefix(f"{self.path}: "), self.sample_id, self.path) from error
+
+    def _picture(self) -> View:
+        picture = read_picture(self.path)
+        size, moved = picture.size, identity(2)
+        if self.augmentation is not None:
+            picture, moved = augment(picture, self.augmentation, self.seed)
+        prepared = prepare(picture, self.spec)
         return View(prepared.pixels, chain(moved, prepared.to_spec), size)
+
+    def _volume(self) -> View:
+        """Volumes vary after they were fitted, so that what was fitted once serves every epoch."""
+        fitted = fit_volume(read_volume(self.path), self.spec)
+        values, moved = fitted.values, identity(3)
+        if self.augmentation is not None:
+            orientation = self.spec.orientation
+            values, moved = augment_volume(values, self.augmentation, self.seed, fitted.spacing, orientation)
+        return View(normalise(values, self.spec), chain(fitted.to_spec, moved), fitted.file_size)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

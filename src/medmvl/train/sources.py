@@ -11,15 +11,19 @@ from medmvl.train.recipe import Data
 
 KNOWN = {
     "brain_atlas": "built here: medmvl data build brain_atlas data/brain_atlas",
+    "brain_atlas_3d": "built here: medmvl data build brain_atlas_3d data/brain_atlas_3d",
+    "ct_rate": "CT-RATE, gated: huggingface.co/datasets/ibrahimhamamci/CT-RATE",
     "llava_pretrain": "LLaVA-Pretrain, 558K captions: huggingface.co/datasets/liuhaotian/LLaVA-Pretrain",
     "llava_instruct_mix665k": "LLaVA-Instruct mix665k: huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
     "llava_med": "LLaVA-Med alignment 500K and instruct 60K: github.com/microsoft/LLaVA-Med",
+    "m3d": "M3D-Cap, M3D-VQA and M3D-Seg: huggingface.co/GoodBaiBai88",
     "medmnist": "DermaMNIST and OrganSMNIST: medmnist.com",
     "medpix": "MPx-Single (RadFM): huggingface.co/datasets/chaoyi-wu/RadFM_data_csv",
     "medqa": "MedQA, text only: github.com/jind11/MedQA",
     "mimic_cxr": "MIMIC-CXR-JPG, credentialed: physionet.org/content/mimic-cxr-jpg",
     "pathvqa": "PathVQA: huggingface.co/datasets/flaviagiammarino/path-vqa",
     "pubmedqa": "PubMedQA, text only: pubmedqa.github.io",
+    "radfm": "MedMD and RadMD of RadFM: github.com/chaoyi-wu/RadFM",
     "sa_med2d": "SA-Med2D-20M: huggingface.co/datasets/OpenGVLab/SA-Med2D-20M",
     "slake": "SLAKE: huggingface.co/datasets/BoKelvin/SLAKE",
 }

@@ -52,7 +52,7 @@ def check(
     built, template = _build(settings, start)
     _print_model(screen, settings, built)
     if settings.init_from is not None and settings.model is not None:
-        _print_start(screen, settings, built, start)
+        _print_start(screen, settings, built, start, first)
     every = [*(one for sources in found for one in sources), *held_out]
     fatal = [f"{one.data.source} ({one.data.split}): {one.note}" for one in every if one.fatal]
     for stage, sources in zip(settings.stages, found, strict=True):
@@ -102,22 +102,24 @@ def _taken(stage: "Stage", sources: Sequence["Status"]) -> list[str]:
 
 
 def _start(recipe: "Recipe") -> tuple[Path | None, str]:
-    """Return the bundle that `init_from` names, or the shipped recipe that would make it and was not run yet.
+    """Return the bundle that `init_from` names; else the shipped recipe by that name or output, which was not run yet.
 
     Raises:
         ValueError: `init_from` is neither.
     """
     from medmvl.core import shipped
     from medmvl.train.assemble import find_bundle
+    from medmvl.train.recipe import Recipe
 
     if recipe.init_from is None:
         return None, ""
     try:
         return find_bundle(recipe.init_from), ""
     except ValueError:
-        if recipe.model is None or recipe.init_from not in shipped.names("recipes", ".yaml"):
-            raise
-        return None, recipe.init_from
+        for name in shipped.names("recipes", ".yaml") if recipe.model else ():
+            if recipe.init_from in (name, Recipe.load(name).run.output):
+                return None, name
+        raise
 
 
 def _build(recipe: "Recipe", start: Path | None) -> "tuple[Built, Template | str | None]":
@@ -139,7 +141,7 @@ def _build(recipe: "Recipe", start: Path | None) -> "tuple[Built, Template | str
     return built, processor.template if processor else built.config.template
 
 
-def _print_start(screen: "Console", recipe: "Recipe", built: "Built", start: Path | None) -> None:
+def _print_start(screen: "Console", recipe: "Recipe", built: "Built", start: Path | None, first: str) -> None:
     """Print what the model takes over from `init_from`: the bundle, or the shapes that its recipe will give."""
     from medmvl.bundle import packages, read_config
     from medmvl.model.build import build
@@ -149,7 +151,7 @@ def _print_start(screen: "Console", recipe: "Recipe", built: "Built", start: Pat
     if start is not None:
         source = read_config(start, allow_code=list(packages(recipe.model)) if recipe.model else [])
     else:
-        source = Recipe.load(str(recipe.init_from)).model
+        source = Recipe.load(first).model
     if source is not None:
         taken = inherit(built.model, build(source, device="meta").model, str(recipe.init_from))
         screen.print(f"init_from {recipe.init_from}: {taken}", markup=False, soft_wrap=True)
