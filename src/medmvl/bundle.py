@@ -311,7 +311,21 @@ def read_config(path: str | Path, allow_code: Sequence[str] = ()) -> ModelConfig
 def packages(config: ModelConfig) -> dict[str, str]:
     """Return the packages whose code a model runs, which is what its dotted paths name: package -> dotted path."""
     named = [name for tower in config.towers.values() for name in (tower.encoder.path, tower.connector)]
+    named += [name for tower in config.towers.values() for name in _texts(tower.encoder_options)]
     return {name.split(":")[0].split(".")[0]: name for name in named if name is not None and ":" in name}
+
+
+def _texts(options: Any) -> Iterator[str]:
+    """Yield all texts among an encoder's options, which may name encoders inside it; architectures run no code."""
+    if isinstance(options, str):
+        yield options
+    elif isinstance(options, Mapping):
+        for key, value in options.items():
+            if key != "architecture":
+                yield from _texts(value)
+    elif isinstance(options, Sequence):
+        for value in options:
+            yield from _texts(value)
 
 
 def _processor(model: VLM, tokenizer: Any, config: ModelConfig, max_tokens: int) -> Processor:

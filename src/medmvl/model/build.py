@@ -1,5 +1,6 @@
 """Assembles a vision-language model from its settings: LLM, encoders, connectors, tokenizer."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medmvl.model.config import TOWERS, ModelConfig, TowerConfig
 from medmvl.model.connectors import build_connector
+from medmvl.model.encoders.base import Lent
 from medmvl.model.encoders.hf import architecture
 from medmvl.model.encoders.table import build_encoder
 from medmvl.model.llm import load_llm
@@ -54,15 +56,25 @@ def build(
     width = llm.get_input_embeddings().embedding_dim
     # Towers are drawn on the CPU, whatever the device, so that a seed means the same weights everywhere.
     with torch.device("meta" if meta else "cpu"):
-        towers = {name: _tower(name, tower, width, meta) for name, tower in config.towers.items()}
+        towers = _towers(config.towers, width, meta)
     # The LLM has its dtype already; casting it again would round its rotary frequencies, which stay in fp32.
     model = VLM(llm, {name: tower.to(dtype=dtype) for name, tower in towers.items()}).to(device).eval()
     _align(model)
     return Built(model, tokenizer, _self_contained(config, model))
 
 
-def _tower(name: str, config: TowerConfig, width: int, meta: bool) -> Tower:
-    encoder = build_encoder(config, weights=not meta, where=f"encoder of tower {name!r}")
+def _towers(configs: Mapping[str, TowerConfig], width: int, meta: bool) -> dict[str, Tower]:
+    """Build the towers, the image tower first: others may share its encoder."""
+    built: dict[str, Tower] = {}
+    image: Lent | None = None
+    for name in sorted(configs, key=lambda name: name != "image"):
+        built[name] = _tower(name, configs[name], width, meta, image)
+        image = Lent(built[name].encoder, configs[name]) if name == "image" else image
+    return {name: built[name] for name in configs}
+
+
+def _tower(name: str, config: TowerConfig, width: int, meta: bool, image: Lent | None) -> Tower:
+    encoder = build_encoder(config, weights=not meta, where=f"encoder of tower {name!r}", image=image)
     connector = build_connector(
         config.connector,
         encoder.token_grid,

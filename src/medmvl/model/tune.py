@@ -41,7 +41,7 @@ class Row:
 
     Attributes:
         part: the part, or the finer pattern that made a rule of its own.
-        mode: "frozen", "full" or "lora".
+        mode: "frozen", "full" or "lora"; "as PART" for a part that shares the weights of another.
         lr: learning rate; None when frozen.
         params: scalars held, adapters included.
         trainable: scalars in the optimizer.
@@ -114,6 +114,8 @@ def apply(model: nn.Module, rules: Mapping[str, TuneRule]) -> TuningTable:
     groups: list[dict[str, Any]] = []
     followed: set[str | None] = set()
     for part, module in parts(model).items():
+        if getattr(module, "shares", None):
+            rows.append(Row(part, f"as {module.shares}", lr=None, params=0, trainable=0, unreached=0))
         for pattern, members in _by_rule(part, module, rules).items():
             row, learning = _row(part, module, pattern, members, rules.get(pattern))
             rows.append(row)
@@ -195,8 +197,12 @@ def _check_patterns(model: nn.Module, rules: Mapping[str, TuneRule]) -> None:
         for part, module in parts(model).items()
         for name in (f"{part}.{_plain(n)}" for n, _ in module.named_parameters())
     ]
+    lenders = {part: module.shares for part, module in parts(model).items() if getattr(module, "shares", None)}
     for pattern in rules:
         if not any(_matches(name, pattern) for name in names):
+            for part, lender in lenders.items():
+                if fnmatchcase(part, pattern) or pattern.startswith(f"{part}."):
+                    raise TuneError(f"tune: {pattern!r}: {part} shares its weights with {lender}: tune that")
             raise TuneError(
                 f"tune: {pattern!r} matches nothing in this model; {choices_text(pattern, parts(model), 'parts')}. "
                 "Below a part, modules and parameters can be named too, such as 'llm.model.layers.0' or 'llm.*.mlp'"

@@ -88,11 +88,16 @@ def _kept_by(
         logits = row_tokens // _SUPERVISED * vocabulary * (value + 2 * _MASTER)
         return logits + _kept(model.llm, row_tokens, value, trainable[part], recomputed)
     name, _, kind = part.partition(".")
-    if not trainable[f"{name}.encoder"] and not (kind == "connector" and trainable[part]):
-        return 0  # below the lowest part that learns, nothing is kept
     tower = model.towers[name]
+    encoder = getattr(tower.encoder, "shares", None) or f"{name}.encoder"
+    if not trainable[f"{name}.encoder"] and not trainable[encoder] and not (kind == "connector" and trainable[part]):
+        return 0  # below the lowest part that learns, nothing is kept
     media = max(1, row_tokens // (tower.num_tokens + _PROMPT))
-    return _kept(parts(model)[part], media * tower.encoder.num_tokens, value, trainable[part], recomputed)
+    tokens, learns = media * tower.encoder.num_tokens, trainable[part]
+    kept = _kept(parts(model)[part], tokens, value, learns, recomputed)
+    if kind == "encoder" and encoder != part:
+        kept += _kept(parts(model)[encoder], tokens, value, trainable[encoder], recomputed)
+    return kept
 
 
 def _kept(module: nn.Module, tokens: int, value: int, learns: bool, recomputed: bool) -> int:

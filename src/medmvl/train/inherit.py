@@ -53,7 +53,7 @@ def inherit(model: VLM, source: VLM, where: str) -> Inheritance:
     have, given = tune.parts(model), tune.parts(source)
     state = tune.adapters(source)
     done: dict[str, set[str]] = {part: set() for part in have}
-    taken: dict[str, list[str]] = {part: [] for part in given}
+    taken: dict[str, list[str]] = {part: [] for part, module in given.items() if module.state_dict()}
     for part in (part for part in given if part in have):
         if part.endswith(".connector"):
             tune.merge(given[part])

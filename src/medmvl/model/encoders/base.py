@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -17,17 +16,6 @@ class EncoderError(ValueError):
     """Weights, options or an input size that an encoder cannot work with."""
 
 
-@dataclass(frozen=True)
-class Context:
-    """How an encoder is being built; one whose constructor has an argument `context` is given it.
-
-    Attributes:
-        weights: whether weights are read; False builds random ones (the meta device).
-    """
-
-    weights: bool = True
-
-
 class Encoder(nn.Module):
     """Maps prepared pixels [B, C, H, W] to tokens [B, num_tokens, width].
 
@@ -36,12 +24,14 @@ class Encoder(nn.Module):
         grid: (h, w) of the patch tokens, row by row; (d, h, w) for volumes.
         width: channels of a token.
         class_tokens: tokens kept inside, in front of the patch tokens (0 when there are none or they are dropped).
+        shares: the part whose weights it uses and does not hold ("image.encoder"); None for most.
     """
 
     spec: VisionSpec
     grid: tuple[int, ...]
     width: int
     class_tokens: int = 0
+    shares: str | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -80,6 +70,25 @@ class Encoder(nn.Module):
             if isinstance(module, _BatchNorm):
                 module.eval()
         return self
+
+
+class Lent(NamedTuple):
+    """An encoder that another tower may use too, and the settings it was built from."""
+
+    encoder: Encoder
+    config: TowerConfig
+
+
+class Context(NamedTuple):
+    """How an encoder is being built; one whose constructor has an argument `context` is given it.
+
+    Attributes:
+        weights: whether weights are read; False builds random ones (the meta device).
+        image: the image tower's encoder, for those that can share it.
+    """
+
+    weights: bool = True
+    image: Lent | None = None
 
 
 def default_normalisation(channels: int) -> dict[str, Any]:

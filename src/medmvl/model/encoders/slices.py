@@ -6,29 +6,35 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from medmvl.imaging.spec import VisionSpec
 from medmvl.model.config import TowerConfig
-from medmvl.model.encoders.base import Context, Encoder, EncoderError, changed
+from medmvl.model.encoders.base import Context, Encoder, EncoderError, Lent, changed
 from medmvl.model.encoders.table import build_encoder
 
 SLICES = 32
+SHARED = "image"
+"""As the 2D encoder: the one of the image tower, the same weights."""
 
 
 class Slices(Encoder):
-    """A 2D encoder of the house, `.inner`, sees every slice of a volume by itself: tokens (slice, row, column).
+    """A 2D encoder of the house sees every slice of a volume by itself: tokens (slice, row, column).
 
     Slices are fed in the order of the spec's first axis. An encoder of three channels sees its one channel three
     times. Where it wants each channel normalised otherwise (CLIP), that is done here, after the spec's own mean and
     std; else its mean and std are the spec's.
 
+    An encoder shared with the image tower belongs to that tower: this one has no weights, neither to learn nor to save.
+
     Args:
-        encoder: what a tower's `encoder` may be: a folder, hub name, {"architecture": ...}, table name, dotted path.
+        encoder: what a tower's `encoder` may be: a folder, hub name, {"architecture": ...}, table name, dotted path; or
+            "image" for the image tower's own.
         encoder_options: of the 2D encoder; `spec` among them changes how it wants its pictures.
         slices: slices of a volume; by default the spec's depth, or 32.
         chunk: slices of each volume that go through the encoder at once, which bounds memory. The number of calls
             depends on nothing else, as sharding (FSDP2, ZeRO-3) needs it.
-        layer: of the 2D encoder.
+        layer: of the 2D encoder; a shared one keeps the image tower's.
         tokens: "patches" drops its class tokens. With "all", those of all slices stand in front of all patch tokens,
             so that the tokens form no grid.
         spec: fields of the volume's VisionSpec to set otherwise than: `slices` times the 2D encoder's size, one
@@ -56,12 +62,25 @@ class Slices(Encoder):
         if chunk < 1:
             raise EncoderError(f"chunk must be at least 1, got {chunk}")
         self.chunk = chunk
-        self.inner_config = _inner(encoder, encoder_options, layer, tokens, size[1:])
-        self.inner = build_encoder(self.inner_config, context.weights, where="its 2D encoder")
+        self._recompute: dict[str, Any] | None = None
+        if encoder in (SHARED, {"path": SHARED}):
+            lent = _lent(context, encoder_options, layer)
+            # Within a tuple torch does not see it, so its weights count once: in the image tower.
+            self._shared: tuple[Encoder, ...] = (lent.encoder,)
+            self.inner_config, self.shares = lent.config, "image.encoder"
+        else:
+            self._shared = ()
+            self.inner_config = _inner(encoder, encoder_options, layer, tokens, size[1:])
+            self.inner = build_encoder(self.inner_config, context.weights, where="its 2D encoder")
         self._set_shape(size[0], tokens, spec)
 
+    @property
+    def slice_encoder(self) -> Encoder:
+        """The 2D encoder: its own, or the image tower's."""
+        return self._shared[0] if self._shared else self.inner
+
     def _set_shape(self, slices: int, tokens: str, spec: Mapping[str, Any] | None) -> None:
-        inner = self.inner
+        inner = self.slice_encoder
         if inner.spec.is_volume:
             raise EncoderError(
                 f"'slices' needs a 2D encoder, and {self.inner_config.encoder.label!r} takes volumes of "
@@ -79,7 +98,8 @@ class Slices(Encoder):
         self.spec = changed(base, spec)
         if self.spec.size[1:] != inner.spec.size or self.spec.channels != 1:
             raise EncoderError(
-                f"'slices' takes volumes of one channel with slices of {inner.spec.size}, as its 2D encoder; "
+                f"'slices' takes volumes of one channel with slices of {inner.spec.size}, as "
+                f"{'the image tower' if self._shared else 'its 2D encoder'} does; "
                 f"the spec says size {self.spec.size}, {self.spec.channels} channels"
             )
         self._normalise = None if equal else (inner.spec.mean, inner.spec.std)
@@ -88,11 +108,15 @@ class Slices(Encoder):
         self.class_tokens = slices * self._per_slice
 
     def reachable(self) -> frozenset[str]:
-        return frozenset(f"inner.{name}" for name in self.inner.reachable())
+        return frozenset() if self._shared else frozenset(f"inner.{name}" for name in self.inner.reachable())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the tokens [B, num_tokens, width] of volumes [B, 1, D, H, W] prepared to `spec`."""
-        found = [self._encode(part) for part in pixels[:, 0].split(self.chunk, dim=1)]
+        chunks = pixels[:, 0].split(self.chunk, dim=1)
+        if self._recompute is None or not torch.is_grad_enabled():
+            found = [self._encode(part) for part in chunks]
+        else:
+            found = [checkpoint(self._encode, part, **self._recompute) for part in chunks]
         tokens = torch.cat(found, dim=1) if len(found) > 1 else found[0]
         cut = self._per_slice
         if not cut:
@@ -101,7 +125,7 @@ class Slices(Encoder):
 
     def _encode(self, slices: Tensor) -> Tensor:
         """Return the tokens [B, S, T, width] of slices [B, S, H, W]."""
-        inner = self.inner
+        inner = self.slice_encoder
         pictures = slices.flatten(0, 1)[:, None].expand(-1, inner.spec.channels, -1, -1)
         if self._normalise is not None:
             mean, std = (pictures.new_tensor(values)[:, None, None] for values in self._normalise)
@@ -109,7 +133,19 @@ class Slices(Encoder):
         tokens = inner(pictures).unflatten(0, slices.shape[:2])
         return tokens if self._per_slice else tokens[:, :, inner.class_tokens :]
 
+    supports_gradient_checkpointing = True
+
+    def activation_checkpointing_enable(self, options: Mapping[str, Any]) -> None:
+        """Recompute activations in the backward pass: layer by layer where the 2D encoder can, else chunk by chunk."""
+        able = [one for one in self.slice_encoder.modules() if getattr(one, "supports_gradient_checkpointing", False)]
+        if able:
+            able[0].gradient_checkpointing_enable(dict(options))
+        else:
+            self._recompute = dict(options)
+
     def self_contained(self, config: TowerConfig) -> TowerConfig:
+        if self._shared:
+            return super().self_contained(config).model_copy(update={"layer": self.inner_config.layer})
         inner = self.inner.self_contained(self.inner_config)
         options = {
             **config.encoder_options,
@@ -133,6 +169,23 @@ def _size(slices: int | None, spec: Mapping[str, Any] | None) -> tuple[int, ...]
     if count[0] < 1:
         raise EncoderError(f"slices must be at least 1, got {count[0]}")
     return count
+
+
+def _lent(context: Context, options: Mapping[str, Any] | None, layer: int) -> Lent:
+    """Return the image tower's encoder and its settings."""
+    if context.image is None:
+        raise EncoderError(
+            "encoder: image shares the encoder of the image tower, and this model has none; add the tower, or name a "
+            "2D encoder here (a folder called 'image' is './image')"
+        )
+    if options:
+        raise EncoderError(f"encoder: image takes no encoder_options ({', '.join(options)}); give them to image tower")
+    if layer not in (-1, context.image.config.layer):
+        raise EncoderError(
+            f"layer {layer}: encoder: image shares the image tower's features, of layer {context.image.config.layer}; "
+            "leave `layer` out, or give the volume tower an encoder of its own"
+        )
+    return context.image
 
 
 def _inner(

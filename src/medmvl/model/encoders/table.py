@@ -8,17 +8,20 @@ from typing import Any
 from medmvl.core.lookup import choices_text, resolve
 from medmvl.model.config import ENCODERS, TowerConfig, shipped_architecture
 from medmvl.model.encoders import hf
-from medmvl.model.encoders.base import Context, Encoder, EncoderError
+from medmvl.model.encoders.base import Context, Encoder, EncoderError, Lent
 from medmvl.model.source import folder
 
 
-def build_encoder(config: TowerConfig, weights: bool = True, where: str = "encoder") -> Encoder:
+def build_encoder(
+    config: TowerConfig, weights: bool = True, where: str = "encoder", image: Lent | None = None
+) -> Encoder:
     """Build the encoder of a tower on the current default device.
 
     Args:
         config: its `encoder`, `encoder_options`, `layer`, `tokens` and `spec` are read.
         weights: False builds random weights, and takes shipped architectures for hub names (the meta device).
         where: for errors.
+        image: the image tower's encoder, for one that shares it.
 
     Raises:
         LookupNameError: a dotted path that leads nowhere.
@@ -32,7 +35,7 @@ def build_encoder(config: TowerConfig, weights: bool = True, where: str = "encod
         return hf.load(fields, preprocessor=preprocessor, where=where, **options)
     name = str(config.encoder.path)
     if name in ENCODERS or ":" in name:
-        return _own(name, options, Context(weights), where)
+        return _own(name, options, Context(weights, image), where)
     _check_options(hf.HFEncoder, options, where)
     shipped = None if weights or Path(name).is_dir() else shipped_architecture(name)
     if shipped is not None:
