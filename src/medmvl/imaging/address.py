@@ -25,6 +25,7 @@ KEYS = {
     "hu": f"where Hounsfield units come from: {', '.join(HU_SOURCES)}",
     "slope": "HU = slope * stored value + intercept",
     "intercept": "see slope",
+    "orientation": "where slice, row and column indices grow to, as 'SPL', for a file that does not say it",
     "array": "name of an array in a .npz file",
 }
 """What a fragment "#key=value&key=value" can say."""
@@ -37,7 +38,7 @@ class Address:
     Attributes:
         file: the file or folder.
         given: the path as it was given, fragment included.
-        frame, series, unit, array: see `KEYS`; None where nothing is said.
+        frame, series, unit, orientation, array: see `KEYS`; None where nothing is said.
         hu: where HU come from ("header", "already_hu", a `Rescale` or a `CtRateTable`), or None: nothing is said.
     """
 
@@ -47,6 +48,7 @@ class Address:
     series: str | None = None
     unit: str | None = None
     hu: str | Rescale | CtRateTable | None = None
+    orientation: str | None = None
     array: str | None = None
 
 
@@ -89,7 +91,14 @@ def split_address(
     if index is not None and not re.fullmatch(r"\d{1,9}", index):
         raise ImageError(path, f"frame {index!r} is no number; frames are counted from 0")
     return Address(
-        Path(file), given, None if index is None else int(index), told.get("series"), wanted, source, told.get("array")
+        file=Path(file),
+        given=given,
+        frame=None if index is None else int(index),
+        series=told.get("series"),
+        unit=wanted,
+        hu=source,
+        orientation=told.get("orientation"),
+        array=told.get("array"),
     )
 
 

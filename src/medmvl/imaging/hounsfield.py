@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from medmvl.core.log import get_logger
 from medmvl.imaging.picture import ImageError
 
@@ -123,3 +125,37 @@ def _row(path: str | Path, line: int, row: Mapping[str, str]) -> Rescale:
         given = f"{row['RescaleSlope']!r}, {row['RescaleIntercept']!r}"
         raise ImageError(path, f"line {line}: RescaleSlope and RescaleIntercept are numbers, got {given}")
     return Rescale(slope, intercept)
+
+
+_DOUBTED: set[str] = set()
+
+
+def check_range(values: np.ndarray, path: str | Path) -> None:
+    """Warn, once per file, where values that are used as Hounsfield units do not look like them.
+
+    In any CT of a body some air lies below -200 HU, and at least a few percent of the voxels are soft tissue, fat or
+    water, from -250 to 250 HU. A forgotten intercept leaves nothing below, one applied twice nothing between.
+
+    Args:
+        values: [D, H, W]; an even sample of them is looked at.
+        path: named in the warning.
+    """
+    if str(path) in _DOUBTED:
+        return
+    step = max(1, round((values.size / 500_000) ** (1 / 3)))
+    sample = values[::step, ::step, ::step]
+    low, high = float(sample.min()), float(sample.max())
+    soft = float(np.mean((sample >= -250) & (sample <= 250)))
+    if high - low < 10:
+        doubt = "they look scaled for display"
+    elif low > -200:
+        doubt = "nothing is as dark as air, as where the intercept was not applied"
+    elif soft < 0.02:
+        doubt = f"only {soft:.1%} are between -250 and 250, as where the intercept is wrong or was applied twice"
+    else:
+        return
+    _DOUBTED.add(str(path))
+    _log.warning(
+        "%s: its values, from %g to %g, hardly are Hounsfield units: %s. Say where they come from: "
+        "hu=header, hu=already_hu, slope and intercept, or a metadata table", path, low, high, doubt,
+    )  # fmt: skip

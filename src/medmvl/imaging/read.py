@@ -25,7 +25,7 @@ READERS: dict[str, str] = {
 """Suffix -> reader of one picture, called with the file and the number of a frame or None."""
 
 VOLUME_READERS: dict[str, str] = {
-    **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz"), "medmvl.imaging.itk:read_itk"),
+    **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz"), "medmvl.imaging.nifti:read_nifti"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "medmvl.imaging.itk:read_itk"),
     **dict.fromkeys((".npy", ".npz"), "medmvl.imaging.arrays:read_array"),
     "folder": "medmvl.imaging.series:read_series",
@@ -170,16 +170,16 @@ _KEYS_OF = {
     "picture": ("frame",),
     "multiframe": ("hu", "unit"),
     _FOLDER: ("series", "hu", "unit"),
-    ".npy": ("unit", "hu"),
-    ".npz": ("unit", "hu", "array"),
-    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), ("unit", "hu")),
+    ".npy": ("unit", "hu", "orientation"),
+    ".npz": ("unit", "hu", "orientation", "array"),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), ("unit", "hu", "orientation")),
 }
-"""What can be said about each kind; NIfTI, the default, takes frame, unit and hu."""
+"""What can be said about each kind; NIfTI is the default."""
 
 
 def _refuse_others(address: Address, kind: str) -> None:
-    known = _KEYS_OF.get(kind, ("frame", "unit", "hu"))
-    for key in ("frame", "series", "unit", "hu", "array"):
+    known = _KEYS_OF.get(kind, ("frame", "unit", "hu", "orientation"))
+    for key in ("frame", "series", "unit", "hu", "orientation", "array"):
         if getattr(address, key) is not None and key not in known:
             what = {"picture": "a picture", "multiframe": "a multi-frame volume", _FOLDER: "a folder"}.get(kind)
             raise ImageError(
