@@ -23,8 +23,13 @@ CONNECTORS = {
 ENCODERS = {
     "conv": "medmvl.model.encoders.conv:ConvEncoder",
     "slices": "medmvl.model.encoders.slices:Slices",
+    "vit3d": "medmvl.model.encoders.vit3d:Vit3d",
+    "medm_clip_ct": "medmvl.model.encoders.medm_clip_ct:MedMClipCt",
+    "ct_vit": "medmvl.model.encoders.ct_vit:CtVit",
 }
 """Encoders of our own; every other name is a folder or hub name of a transformers vision model."""
+PUBLISHED = {"m3d_clip": "vit3d", "medm-pretrain": "medm_clip_ct"}
+"""model_type in a published config.json -> the encoder of our own that loads it, for transformers does not know it."""
 TOWERS = {"image": "<image>", "volume": "<image3d>"}
 """Kinds of towers, and the placeholder that stands for one of their media in a prompt."""
 PARTS = ("llm", *(f"{tower}.{part}" for tower in TOWERS for part in ("encoder", "connector")))

@@ -1,9 +1,10 @@
 """Where weights come from: a local folder, or a hub name fetched into one; safetensors only."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 SAFE_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-"""What is fetched from the hub: never pickled weights, never code."""
+"""What is fetched from the hub unless more is asked for: no pickled weights; and never code."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -11,12 +12,13 @@ class SourceError(ValueError):
     """A name or folder that no weights can be loaded from."""
 
 
-def folder(name: str, where: str) -> Path:
+def folder(name: str, where: str, files: Sequence[str] = SAFE_FILES) -> Path:
     """Return the local folder of `name`, fetching a hub name into the hub's cache first.
 
     Args:
         name: a folder that holds `config.json`, or a hub name "organisation/model".
         where: what is being loaded, for errors ("encoder of tower 'image'").
+        files: patterns of the files to fetch.
 
     Raises:
         SourceError: neither a folder nor a hub name that can be reached.
@@ -30,7 +32,7 @@ def folder(name: str, where: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=SAFE_FILES))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise SourceError(
             f"{where}: {name!r} is no local folder, and the hub did not give it ({type(error).__name__}). "

@@ -65,12 +65,18 @@ def _connectors() -> Rows:
 
 
 def _encoders() -> Rows:
-    from medmvl.model.config import ENCODERS, shipped_architecture
+    from medmvl.model.config import ENCODERS, PUBLISHED, shipped_architecture
 
-    known = [name.replace("--", "/", 1) for name in shipped.names("model/architectures", ".json")]
+    names = [name.replace("--", "/", 1) for name in shipped.names("model/architectures", ".json")]
+    known = {name: shipped_architecture(name) or {} for name in names}
     return [
         *sorted(ENCODERS.items()),
-        *((name, "dimensions ship") for name in known if "preprocessor" in (shipped_architecture(name) or {})),
+        *((name, "dimensions ship") for name, found in known.items() if "preprocessor" in found),
+        *(
+            (name, f"dimensions ship; is {PUBLISHED[family]!r}")
+            for name, found in known.items()
+            if (family := found["config"]["model_type"]) in PUBLISHED
+        ),
         ("FOLDER or ORGANISATION/MODEL", "any vision model of transformers: CLIP, SigLIP, DINO, ViT, ConvNeXt, ..."),
     ]
 

@@ -1,12 +1,13 @@
 """How an encoder is built from a tower's settings."""
 
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medmvl.core.lookup import choices_text, resolve
-from medmvl.model.config import ENCODERS, TowerConfig, shipped_architecture
+from medmvl.model.config import ENCODERS, PUBLISHED, TowerConfig, shipped_architecture
 from medmvl.model.encoders import hf
 from medmvl.model.encoders.base import Context, Encoder, EncoderError, Lent
 from medmvl.model.source import folder
@@ -36,11 +37,31 @@ def build_encoder(
     name = str(config.encoder.path)
     if name in ENCODERS or ":" in name:
         return _own(name, options, Context(weights, image), where)
-    _check_options(hf.HFEncoder, options, where)
     shipped = None if weights or Path(name).is_dir() else shipped_architecture(name)
-    if shipped is not None:
-        return hf.load(shipped["config"], preprocessor=shipped["preprocessor"], where=where, **options)
-    return hf.load(folder(name, where), weights=weights, where=where, **options)
+    found = None if shipped is not None else folder(name, where)
+    config_json = shipped["config"] if found is None else _read_config(found, where)
+    if config_json.get("model_type") in PUBLISHED:
+        row = PUBLISHED[config_json["model_type"]]
+        try:
+            known = resolve(ENCODERS, row, where).options_of(config_json)
+        except EncoderError as error:
+            raise EncoderError(f"{where}: {name}: {error}") from error
+        return _own(row, {"weights": name, **known, **options}, Context(weights, image), where)
+    _check_options(hf.HFEncoder, options, where)
+    if found is None:
+        return hf.load(config_json, preprocessor=shipped["preprocessor"], where=where, **options)
+    return hf.load(found, weights=weights, where=where, **options)
+
+
+def _read_config(source: Path, where: str) -> dict[str, Any]:
+    """Return a folder's config.json; {} without one, of which transformers' own error tells more."""
+    try:
+        content = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"{where}: {source / 'config.json'} cannot be read ({error}); copy it again") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _own(name: str, options: dict[str, Any], context: Context, where: str) -> Encoder:
