@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medmvl.model.config import CONNECTORS
-from medmvl.model.connectors import build_connector
+from medmvl.model.connectors import ConnectorError, build_connector
 
 CASES = [
     ("linear", {}),
@@ -12,10 +12,16 @@ CASES = [
     ("mlp", {"depth": 4}),
     ("pool", {}),
     ("pool", {"size": 4, "depth": 1}),
+    ("average", {}),
+    ("average", {"depth": 1}),
     ("attention", {"queries": 6, "heads": 4}),
-    ("attention", {"queries": 6, "heads": 2, "positions": True}),
+    ("attention", {"queries": 6, "heads": 2, "positions": "tokens"}),
+    ("attention", {"queries": 6, "heads": 2, "positions": "slices"}),
+    ("attention_pool", {"queries": 6, "heads": 4}),
+    ("attention_pool", {"queries": 6, "positions": "slices"}),
     ("perceiver", {"latents": 5, "depth": 3, "heads": 4}),
-    ("perceiver", {"latents": 5, "positions": True}),
+    ("perceiver", {"latents": 5, "positions": "tokens"}),
+    ("perceiver", {"latents": 5, "heads": 3, "head_width": 8, "positions": "slices"}),
 ]
 IDS = [f"{name}-{'-'.join(map(str, options.values()))}" for name, options in CASES]
 
@@ -23,6 +29,10 @@ IDS = [f"{name}-{'-'.join(map(str, options.values()))}" for name, options in CAS
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
 @pytest.mark.parametrize("grid", [(4, 8), (4, 4, 8)], ids=["2d", "3d"])
 def test_contract(name: str, options: dict, grid: tuple[int, ...]) -> None:
+    if len(grid) == 2 and (name == "average" or options.get("positions") == "slices"):
+        with pytest.raises(ConnectorError, match=r"takes a grid \(slices, rows, columns\).*\(4, 8\): .*no slices"):
+            build_connector(name, grid, 16, 24, options)
+        return
     torch.manual_seed(0)
     connector = build_connector(name, grid, 16, 24, options)
     tokens = torch.randn(2, torch.Size(grid).numel(), 16, requires_grad=True)
@@ -41,4 +51,5 @@ def test_contract(name: str, options: dict, grid: tuple[int, ...]) -> None:
 
 
 def test_every_connector_has_a_case() -> None:
-    assert {name for name, _ in CASES} == set(CONNECTORS)
+    # `text_guided` reads two branches and a question, and has tests of its own
+    assert {name for name, _ in CASES} == set(CONNECTORS) - {"text_guided"}

@@ -17,7 +17,9 @@ CONNECTORS = {
     "linear": "medmvl.model.connectors:Linear",
     "mlp": "medmvl.model.connectors:Mlp",
     "pool": "medmvl.model.connectors:Pool",
+    "average": "medmvl.model.connectors:Average",
     "attention": "medmvl.model.connectors:Attention",
+    "attention_pool": "medmvl.model.connectors:AttentionPool",
     "perceiver": "medmvl.model.connectors:Perceiver",
 }
 ENCODERS = {

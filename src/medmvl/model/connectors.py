@@ -2,13 +2,16 @@
 
 Contract: a connector is built from `(grid, width_in, width_out, **options)`, says `num_tokens`, and maps
 [B, prod(grid), width_in] to [B, num_tokens, width_out]. `grid` is (h, w), (d, h, w), or (n,) when the tokens form no
-grid (a class token kept among them). Connectors know nothing of images, placeholders or the LLM.
+grid (class tokens kept among them). Connectors know nothing of images, placeholders or the LLM.
+
+An encoder of two branches and a text (`dual`) has `DualGrid` and `DualWidth` in place of grid and width, and gives
+`DualTokens`; a connector for those has the attribute `dual = True`, and M is the number of questions.
 """
 
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +20,54 @@ from torch import Tensor, nn
 from medmvl.core.lookup import choices_text, resolve
 from medmvl.model.config import CONNECTORS  # beside the settings, so that a recipe is checked without torch
 
+Positions = Literal["none", "tokens", "slices"]
+"""What a connector may learn about the places of its input: nothing, a vector for each token, or for each slice."""
+ANY_GRID = ("linear", "mlp", "attention", "attention_pool", "perceiver")
+"""Connectors that take tokens whether or not they form a grid."""
+
 
 class ConnectorError(ValueError):
     """Options that a connector does not take, or a grid or width that does not fit them."""
 
 
+class DualGrid(NamedTuple):
+    """The tokens of both branches: (d, h, w) of the volume's; how many slices, and tokens of each slice."""
+
+    volume: tuple[int, ...]
+    slices: tuple[int, int]
+
+
+class DualWidth(NamedTuple):
+    """Channels of a token of the volume, of a token of a slice, and of the text vector."""
+
+    volume: int
+    slices: int
+    text: int
+
+    def __str__(self) -> str:
+        return f"{self.volume} and {self.slices}"
+
+
+class DualTokens(NamedTuple):
+    """What an encoder of two branches gives for U volumes and M questions about them.
+
+    Attributes:
+        volume: [U, d * h * w, width of the volume].
+        slices: [U, slices * tokens of each, width of the slices].
+        text: [M, width of the text], a vector for each question.
+        source: long [M], the volume that each question is about.
+    """
+
+    volume: Tensor
+    slices: Tensor
+    text: Tensor
+    source: Tensor
+
+
 def build_connector(
     name: str,
-    grid: Sequence[int],
-    width_in: int,
+    grid: Sequence[int] | DualGrid,
+    width_in: int | DualWidth,
     width_out: int,
     options: Mapping[str, Any] | None = None,
     where: str = "connector",
@@ -43,6 +85,11 @@ def build_connector(
         ConnectorError: an unknown option, or a grid/width/option that does not fit.
     """
     cls = resolve(CONNECTORS, name, where)
+    dual = isinstance(grid, DualGrid)
+    if dual != getattr(cls, "dual", False):
+        what = "a volume, its slices and a question" if dual else f"one grid of tokens, {tuple(grid)}"
+        fits = "connector 'text_guided'" if dual else "encoder 'dual'; for this encoder choose another connector"
+        raise ConnectorError(f"{where}: the encoder gives {what}, which {name!r} cannot read; it goes with {fits}")
     options = dict(options or {})
     parameters = inspect.signature(cls).parameters
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -52,7 +99,7 @@ def build_connector(
                 hint = choices_text(option, known, noun="options")
                 raise ConnectorError(f"{where}: {name!r} takes no option {option!r}; {hint}")
     try:
-        return cls(tuple(grid), width_in, width_out, **options)
+        return cls(grid if dual else tuple(grid), width_in, width_out, **options)
     except (ConnectorError, TypeError) as error:
         raise ConnectorError(f"{where}: {name!r} with options {options}: {error}") from error
 
@@ -90,11 +137,7 @@ class Pool(nn.Module):
         self, grid: tuple[int, ...], width_in: int, width_out: int, size: int | Sequence[int] = 2, depth: int = 2
     ) -> None:
         super().__init__()
-        if len(grid) < 2:
-            raise ConnectorError(
-                f"'pool' needs a grid of 2 or 3 axes, got {grid}: the class token is among the tokens; "
-                "choose `tokens: patches` for this tower"
-            )
+        _check_axes("pool", grid, {2: "(rows, columns)", 3: "(slices, rows, columns)"})
         sizes = (size,) * len(grid) if isinstance(size, int) else tuple(size)
         if len(sizes) != len(grid) or any(s < 1 or g % s for s, g in zip(sizes, grid, strict=False)):
             fits = [s for s in range(1, min(grid) + 1) if all(g % s == 0 for g in grid)]
@@ -113,11 +156,46 @@ class Pool(nn.Module):
         return self.mlp(pooled.flatten(1, -2))
 
 
+class Average(nn.Module):
+    """Mean over the slices of a volume, then an mlp: as many tokens as one slice has (2D + Avg of MedM-VL)."""
+
+    def __init__(self, grid: tuple[int, ...], width_in: int, width_out: int, depth: int = 2) -> None:
+        super().__init__()
+        _check_axes("average", grid, {3: "(slices, rows, columns)"})
+        self.grid = grid
+        self.num_tokens = grid[1] * grid[2]
+        self.mlp = Mlp(grid[1:], width_in, width_out, depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x.unflatten(1, (self.grid[0], -1)).mean(dim=1))
+
+
+class Places(nn.Module):
+    """A learned vector for each token or each slice, added to the tokens; zero at the start.
+
+    Attention does not depend on the order of the tokens: what it needs to know of their places has to be in them. After
+    a ViT a token knows its place in its picture, but not which slice of a volume its picture was.
+    """
+
+    def __init__(self, name: str, grid: tuple[int, ...], width: int, kind: Positions) -> None:
+        super().__init__()
+        if kind not in get_args(Positions):
+            raise ConnectorError(f"{name!r}: positions must be one of {', '.join(get_args(Positions))}, got {kind!r}")
+        if kind == "slices":
+            _check_axes(f"{name} with positions: slices", grid, {3: "(slices, rows, columns)"})
+        self.places = grid[0] if kind == "slices" else math.prod(grid)
+        self.weight = None if kind == "none" else nn.Parameter(torch.zeros(self.places, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None:
+            return x
+        return (x.unflatten(1, (self.places, -1)) + self.weight[:, None]).flatten(1, 2)
+
+
 class Attention(nn.Module):
     """Learned queries attend to all tokens once (plain multi-head attention), then an mlp.
 
-    The output does not depend on the order of the tokens: position has to be in them, as it is after any ViT. For
-    others `positions: true` adds a learned embedding per input token, zero at the start.
+    Keys are those of published MedM-VL-CT weights: `query`, `attn.*`; their `connector.*` is `mlp.*`.
     """
 
     def __init__(
@@ -128,7 +206,7 @@ class Attention(nn.Module):
         queries: int = 256,
         heads: int = 8,
         depth: int = 2,
-        positions: bool = False,
+        positions: Positions = "none",
     ) -> None:
         super().__init__()
         _at_least("attention", "queries", queries, 1)
@@ -136,22 +214,71 @@ class Attention(nn.Module):
         self.num_tokens = queries
         # Unit variance, not the usual 0.02: nearly equal queries would all read the same mean of the image.
         self.query = nn.Parameter(torch.randn(queries, width_in))
+        self.positions = Places("attention", grid, width_in, positions)
         self.attn = nn.MultiheadAttention(width_in, heads, batch_first=True)
-        self.positions = nn.Parameter(torch.zeros(math.prod(grid), width_in)) if positions else None
         self.mlp = Mlp((queries,), width_in, width_out, depth)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.positions is not None:
-            x = x + self.positions
+        x = self.positions(x)
         query = self.query.expand(x.shape[0], -1, -1)
         # Without weights torch takes its fused attention: no [queries, tokens] matrix in memory.
         return self.mlp(self.attn(query, x, x, need_weights=False)[0])
+
+
+class AttentionPool(nn.Module):
+    """CT-CHAT's pooler: normed queries attend to normed tokens without biases, then a norm and an mlp.
+
+    Keys are those of the published projector: `attn_pool.*`, `ln.*`, `proj.*`.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, ...],
+        width_in: int,
+        width_out: int,
+        queries: int = 256,
+        heads: int = 8,
+        depth: int = 2,
+        positions: Positions = "none",
+    ) -> None:
+        super().__init__()
+        _at_least("attention_pool", "queries", queries, 1)
+        _check_heads("attention_pool", heads, width_in)
+        self.num_tokens = queries
+        self.positions = Places("attention_pool", grid, width_in, positions)
+        self.attn_pool = Pooler(width_in, queries, heads)
+        self.ln = nn.LayerNorm(width_in)
+        self.proj = Mlp((queries,), width_in, width_out, depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.ln(self.attn_pool(self.positions(x))))
+
+
+class Pooler(nn.Module):
+    """Cross-attention [B, queries, C] <- [B, T, C] between layer norms of learned queries and of the tokens."""
+
+    def __init__(self, width: int, queries: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(queries, width))
+        self.ln_k, self.ln_q = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_kv = nn.Linear(width, 2 * width, bias=False)
+        self.to_out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.to_q(self.ln_q(self.query)).expand(x.shape[0], -1, -1)
+        key, value = self.to_kv(self.ln_k(x)).chunk(2, dim=-1)
+        return self.to_out(_attend(query, key, value, self.heads))
 
 
 class Perceiver(nn.Module):
     """Flamingo's resampler: latents attend to the tokens and to themselves, `depth` times, then one linear layer.
 
     Keys and values are concat(tokens, latents); each layer adds attention and a 4x GELU feed-forward to the latents.
+    RadFM's has 32 latents, depth 6 and 8 heads of `head_width` 64, whatever the width of the tokens; by default the
+    heads share the width of the tokens.
+
     Source: Alayrac et al. 2022, "Flamingo", appendix A.1.1.
     """
 
@@ -163,22 +290,26 @@ class Perceiver(nn.Module):
         latents: int = 64,
         depth: int = 2,
         heads: int = 8,
-        positions: bool = False,
+        head_width: int | None = None,
+        positions: Positions = "none",
     ) -> None:
         super().__init__()
         _at_least("perceiver", "latents", latents, 1)
         _at_least("perceiver", "depth", depth, 1)
-        _check_heads("perceiver", heads, width_in)
+        if head_width is None:
+            _check_heads("perceiver", heads, width_in)
+            head_width = width_in // heads
+        _at_least("perceiver", "heads", heads, 1)
+        _at_least("perceiver", "head_width", head_width, 1)
         self.num_tokens = latents
         self.latents = nn.Parameter(torch.randn(latents, width_in))
-        self.positions = nn.Parameter(torch.zeros(math.prod(grid), width_in)) if positions else None
-        self.layers = nn.ModuleList(PerceiverLayer(width_in, heads) for _ in range(depth))
+        self.positions = Places("perceiver", grid, width_in, positions)
+        self.layers = nn.ModuleList(PerceiverLayer(width_in, heads, head_width) for _ in range(depth))
         self.norm = nn.LayerNorm(width_in)
         self.out = nn.Linear(width_in, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.positions is not None:
-            x = x + self.positions
+        x = self.positions(x)
         latents = self.latents.expand(x.shape[0], -1, -1)
         for layer in self.layers:
             latents = layer(x, latents)
@@ -188,14 +319,14 @@ class Perceiver(nn.Module):
 class PerceiverLayer(nn.Module):
     """One resampler layer: pre-norm cross-attention [B, L, C] <- [B, T + L, C], then pre-norm feed-forward."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, inside = heads, heads * head_width
         self.norm_media = nn.LayerNorm(width)
         self.norm_latents = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.query = nn.Linear(width, inside, bias=False)
+        self.key_value = nn.Linear(width, 2 * inside, bias=False)
+        self.out = nn.Linear(inside, width, bias=False)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, 4 * width, bias=False),
@@ -205,15 +336,31 @@ class PerceiverLayer(nn.Module):
 
     def forward(self, media: Tensor, latents: Tensor) -> Tensor:
         normed = self.norm_latents(latents)
-        query = self._split(self.query(normed))
         memory = torch.cat([self.norm_media(media), normed], dim=1)
-        key, value = (self._split(part) for part in self.key_value(memory).chunk(2, dim=-1))
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        latents = latents + self.out(attended)
+        key, value = self.key_value(memory).chunk(2, dim=-1)
+        latents = latents + self.out(_attend(self.query(normed), key, value, self.heads))
         return latents + self.feed_forward(latents)
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Return multi-head attention [B, Q, C] of a query [B, Q, C] over key and value [B, T, C]."""
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def _check_axes(name: str, grid: tuple[int, ...], takes: Mapping[int, str]) -> None:
+    """Refuse a grid whose number of axes a connector does not take; `takes`: axes -> what they are."""
+    if len(grid) in takes:
+        return
+    why = {
+        1: "its class tokens stand among the others, so they form no grid; choose `tokens: patches` for this tower",
+        2: "these are tokens of pictures, which have no slices",
+        3: "these are tokens of volumes",
+    }
+    raise ConnectorError(
+        f"{name!r} takes a grid {' or '.join(takes.values())}, and the encoder gives {grid}: {why[len(grid)]}. "
+        f"{', '.join(ANY_GRID)} take any grid"
+    )
 
 
 def _at_least(name: str, option: str, value: int, least: int) -> None:
