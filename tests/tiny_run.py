@@ -160,6 +160,7 @@ def recipe(root, *stages, volumes=False, **run):
         "strategy": "single",
         "precision": "fp32",
         "data_roots": [str(root / "data")],
+        "prepared": str(root / "prepared"),
         **run,
     }
     return {"model": model(root, volumes), "stages": copy.deepcopy(list(stages)) or [stage()], "run": settings}

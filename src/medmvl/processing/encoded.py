@@ -7,6 +7,7 @@ import numpy as np
 
 from medmvl.core.schema import Meta, SampleError
 from medmvl.imaging.augment import Augmentation, augment, augment_volume
+from medmvl.imaging.cache import PreparedStore
 from medmvl.imaging.fit import fit_volume
 from medmvl.imaging.geometry import chain, identity
 from medmvl.imaging.prepare import normalise, prepare
@@ -41,7 +42,7 @@ class Media:
 
     `key` tells equal views apart from others: the path, and the seed if it is augmented. `token` is the placeholder's
     id, which stands `num_tokens` times in the ids. `question` is what a tower that reads text reads beside the view,
-    in ids of its own tokenizer; None for all other towers.
+    in ids of its own tokenizer; None for all other towers. `store` saves fitting volumes again; it changes no value.
     """
 
     tower: str
@@ -54,6 +55,7 @@ class Media:
     augmentation: Augmentation | None = None
     seed: Seed = ()
     question: tuple[int, ...] | None = None
+    store: PreparedStore | None = None
     plain: "Media | None" = None
     """The same medium without a question, which holds the view for all questions about it."""
 
@@ -85,7 +87,10 @@ class Media:
 
     def _volume(self) -> View:
         """Volumes vary after they were fitted, so that what was fitted once serves every epoch."""
-        fitted = fit_volume(read_volume(self.path), self.spec)
+        if self.store is None:
+            fitted = fit_volume(read_volume(self.path), self.spec)
+        else:
+            fitted = self.store.fitted(self.path, self.spec)
         values, moved = fitted.values, identity(3)
         if self.augmentation is not None:
             orientation = self.spec.orientation

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from medmvl.core.boxes import BoxFormat, Coords
 from medmvl.core.schema import BoxRef, Message, Sample, SampleError, Text
 from medmvl.imaging.augment import Augmentation
+from medmvl.imaging.cache import PreparedStore
 from medmvl.imaging.geometry import invert, transform_box
 from medmvl.imaging.spec import VisionSpec
 from medmvl.processing.encoded import IGNORE, Branch, Encoded, Media, Seed
@@ -63,6 +64,7 @@ class Processor:
         box_format: how boxes are written.
         shorten: what to do with a longer one: None refuses it, "text" cuts the end of the longest text in its last
             answer and last question; image tokens and the end mark always stay.
+        store: where fitted volumes are kept between uses; it changes no value, and is not saved with the processor.
 
     Raises:
         ValueError: two towers share a kind or a placeholder, or the template does not fit the tokenizer.
@@ -76,6 +78,7 @@ class Processor:
         max_tokens: int = 2048,
         box_format: BoxFormat | None = None,
         shorten: Literal["text"] | None = None,
+        store: PreparedStore | None = None,
     ) -> None:
         if shorten not in (None, "text"):
             raise ValueError(f"shorten is 'text' or None, got {shorten!r}")
@@ -83,6 +86,7 @@ class Processor:
         self.towers = dict(towers or {})
         self.max_tokens, self.shorten = max_tokens, shorten
         self.box_format = box_format or BoxFormat()
+        self.store = store
         self._tower_of = {tower.kind: name for name, tower in self.towers.items()}
         if len(self._tower_of) < len(self.towers):
             raise ValueError(
@@ -242,8 +246,9 @@ class Processor:
             if key not in pool:
                 tower, token = self.towers[name], self.placeholder_ids[name]
                 pool[key] = Media(
-                    name, key, token, tower.num_tokens, part.path, sample.id, tower.spec, augmentation, own_seed
-                )
+                    name, key, token, tower.num_tokens, part.path, sample.id, tower.spec, augmentation, own_seed,
+                    store=self.store,
+                )  # fmt: skip
         return tuple(pool[key] for key in keys)
 
     def _encode(self, sample: Sample, media: tuple[Media, ...], answered: bool) -> Encoded:

@@ -16,6 +16,7 @@ from medmvl.bundle import STATE, Bundle, packages
 from medmvl.core.log import get_logger
 from medmvl.data.mixture import Mixture
 from medmvl.data.store import SampleStore, StoreError
+from medmvl.imaging.cache import PreparedStore
 from medmvl.model import tune
 from medmvl.model.build import build
 from medmvl.model.config import ModelConfig
@@ -101,8 +102,10 @@ def rebuild(bundle: Bundle, adapters: Mapping[str, Any]) -> VLM:
     return model
 
 
-def stage_processor(processor: Processor, template: str | None, max_tokens: int) -> Processor:
-    """Return a processor with another template (None: the same) and length."""
+def stage_processor(
+    processor: Processor, template: str | None, max_tokens: int, store: PreparedStore | None = None
+) -> Processor:
+    """Return a processor with another template (None: the same), length and store."""
     return Processor(
         processor.tokenizer,
         template or processor.template,
@@ -110,6 +113,7 @@ def stage_processor(processor: Processor, template: str | None, max_tokens: int)
         max_tokens=max_tokens,
         box_format=processor.box_format,
         shorten=processor.shorten,
+        store=store,
     )
 
 
@@ -177,7 +181,7 @@ def _named(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def _chat(stage: Stage, index: int, bundle: Bundle, run: Run, place: Place) -> Objective:
     model = bundle.model
-    processor = stage_processor(bundle.processor, stage.template, run.max_tokens)
+    processor = stage_processor(bundle.processor, stage.template, run.max_tokens, _prepared(run))
     needed = [
         name
         for name, tower in model.towers.items()
@@ -212,6 +216,10 @@ def _chat(stage: Stage, index: int, bundle: Bundle, run: Run, place: Place) -> O
             augmentation=None,
         )
     return objective
+
+
+def _prepared(run: Run) -> PreparedStore | None:
+    return None if run.prepared is None else PreparedStore(run.prepared)
 
 
 def _mixture(data: Sequence[Data], questions_per_image: int, run: Run, seed: tuple[int, int]) -> Mixture:
@@ -255,6 +263,7 @@ def _pictures(
         rank=place.rank,
         world=place.world,
         seed=(run.seed, index),
+        store=_prepared(run),
     )
     order = Shuffled(pictures, (run.seed, index))
     objective = Objective(

@@ -15,6 +15,7 @@ from medmvl.core.schema import Sample, SampleError, Text
 from medmvl.data.mixture import Position, Step
 from medmvl.data.store import SampleStore
 from medmvl.imaging.augment import Augmentation
+from medmvl.imaging.cache import PreparedStore
 from medmvl.imaging.geometry import transform_box
 from medmvl.imaging.prepare import blank
 from medmvl.imaging.spec import VisionSpec
@@ -166,6 +167,7 @@ class PicturePreparer:
         micro_batch: pictures of one rank in one micro-step; None for all of them.
         augmentation, seed: see `Processor.encode`.
         rank, world: this process among all.
+        store: see `Processor`.
     """
 
     pictures: Sequence[Picture]
@@ -178,6 +180,7 @@ class PicturePreparer:
     seed: tuple[int, ...]
     rank: int
     world: int
+    store: PreparedStore | None
 
     def __call__(self, step: Step) -> Prepared:
         """Prepare one step."""
@@ -210,7 +213,7 @@ class PicturePreparer:
             seed = (*self.seed, epoch, index)
             media = Media(
                 self.tower, picture.path, -1, self.num_tokens, picture.path, picture.sample_id, self.spec,
-                self.augmentation, seed,
+                self.augmentation, seed, store=self.store,
             )  # fmt: skip
             try:
                 yield picture, media.view

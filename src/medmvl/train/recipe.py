@@ -117,6 +117,11 @@ class Run(Strict):
     keep_last: int = Field(2, ge=1, description="checkpoints that stay, beside the best one")
     log_every: int = Field(10, ge=1, description="optimizer steps between two lines of the log")
     trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=lambda: ["tensorboard"])
+    prepared: str | None = Field(
+        "runs/prepared",
+        min_length=1,
+        description="folder that keeps prepared volumes for all runs; null: prepare them at every use",
+    )
     activation_checkpointing: list[PartPattern] = Field(default_factory=list, description="parts that recompute")
     data_roots: list[str] = Field(
         default_factory=lambda: ["data"], description="folders in which sources are looked up"

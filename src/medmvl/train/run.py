@@ -44,6 +44,7 @@ _MAY_DIFFER = (
     "keep_last",
     "trackers",
     "data_roots",
+    "prepared",
     "max_refused",
     "strategy",
 )
