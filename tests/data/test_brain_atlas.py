@@ -19,7 +19,8 @@ from medmvl.data.benchmarks.atlas import (
     atlas_folder,
     load_atlas,
 )
-from medmvl.data.benchmarks.brain_atlas import _blur, _generator, _patient, _split, build
+from medmvl.data.benchmarks.brain_atlas import _blur, _patient, build
+from medmvl.data.benchmarks.building import generator, split_of
 from medmvl.data.benchmarks.questions import FAMILIES
 from medmvl.data.benchmarks.render import PLANES, make_patient, make_study
 from medmvl.data.store import SampleStore, StoreError
@@ -58,9 +59,9 @@ def test_the_bytes_depend_on_the_seed_and_not_on_the_workers(folder, tmp_path):
     assert alone == tree(folder) and len(alone) == 3 * PATIENTS + 7
     (tmp_path / "images").mkdir()
     request = {"patients": 20, "seed": 3, "size": 64, "studies": 3}
-    assert _patient(tmp_path, request, 7)[0].meta.patient == "bp00007"  # the same patient in a smaller benchmark
+    assert _patient(request, tmp_path, 7)[0].meta.patient == "bp00007"  # the same patient in a smaller benchmark
     assert (tmp_path / "images/bp00007-1.png").read_bytes() == alone["images/bp00007-1.png"]
-    _patient(tmp_path, request | {"seed": 4}, 7)
+    _patient(request | {"seed": 4}, tmp_path, 7)
     assert (tmp_path / "images/bp00007-1.png").read_bytes() != alone["images/bp00007-1.png"]
 
 
@@ -70,7 +71,7 @@ def test_no_patient_and_no_picture_is_in_two_splits(samples):
         splits[sample.meta.patient].add(sample.split)
         splits[sample.media[0].path].add(sample.split)
     assert all(len(found) == 1 for found in splits.values())
-    patients = Counter(_split(3, number) for number in range(PATIENTS))
+    patients = Counter(split_of(3, number) for number in range(PATIENTS))
     assert patients == {"train": 32, "val": 2, "test": 6}
 
 
@@ -252,7 +253,7 @@ def test_without_the_wheel_the_error_says_what_to_install(tmp_path, monkeypatch)
 
 
 def test_generators_of_patients_differ():
-    assert len({_generator(0, number, 1).integers(2**62) for number in range(100)}) == 100
+    assert len({generator(0, number, 1).integers(2**62) for number in range(100)}) == 100
 
 
 def test_the_manifest_states_licences_and_purpose(folder):

@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from medmvl.core.lookup import LookupNameError
 from medmvl.eval.metrics.boxes import acc_iou50, iou
-from medmvl.eval.metrics.facts import brain_atlas_facts, facts
+from medmvl.eval.metrics.facts import brain_atlas_3d_facts, brain_atlas_facts, facts
 from medmvl.eval.metrics.table import METRICS, per_sample, score
 from medmvl.eval.metrics.text import accuracy_strict, normalise, rouge_l, token_f1
 
@@ -100,6 +100,7 @@ def test_facts_judge_what_a_report_says() -> None:
     truth = "Axial T1 image. There is a small bright lesion in the left frontal lobe."
     assert facts(truth) == {
         "plane": {"axial"},
+        "contrast": {"t1"},
         "brightness": {"bright"},
         "size": {"small"},
         "side": {"left"},
@@ -115,6 +116,13 @@ def test_facts_judge_what_a_report_says() -> None:
     assert brain_atlas_facts("This axial image shows no lesion.", normal) == 1
     assert brain_atlas_facts(truth, normal) == pytest.approx(1 / 6)  # invention costs
     assert brain_atlas_facts("", normal) == 0
+
+
+def test_facts_of_volumes_have_the_contrast_in_place_of_the_plane() -> None:
+    truth = "FLAIR image. There is a large dark lesion in the right cerebellum."
+    assert brain_atlas_3d_facts("This FLAIR image shows a large dark lesion in the right cerebellum.", truth) == 1
+    assert brain_atlas_3d_facts(truth.replace("FLAIR", "T2"), truth) == pytest.approx(5 / 6)
+    assert brain_atlas_3d_facts(f"Axial {truth}", truth) == 1  # a volume has no plane to be wrong about
 
 
 def test_table_scores_in_0_to_1_and_nothing_for_nothing() -> None:

@@ -20,6 +20,7 @@ _CENTRE = np.array([0.0, 17.5, 5.0])  # of the template's brain, LPS millimetres
 _PLANE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}  # column, row, normal
 _ROW_SIGN = {"axial": 1.0, "coronal": -1.0, "sagittal": -1.0}  # rows grow to posterior, inferior, inferior
 _RADII = {"small": (6.5, 8.5), "large": (13.0, 17.0)}  # millimetres
+TISSUE = 0.15  # signal above which there is tissue that a lesion can change
 _EDGE = 1.0  # millimetres over which a lesion fades out
 _MIN_PART = 0.006  # share of the picture that a part covers before it is worth a box
 
@@ -55,7 +56,7 @@ class Patient:
         amplitude, frequency, phase = (
             values.astype(scaled.dtype) for values in (self.amplitude, self.frequency, self.phase)
         )
-        angle = _turn(scaled, frequency.T)
+        angle = turn(scaled, frequency.T)
         return (amplitude * np.sin(angle[:, :, None] + phase)).sum(1)
 
 
@@ -108,6 +109,53 @@ def make_patient(rng: np.random.Generator) -> Patient:
     )
 
 
+@dataclass(frozen=True)
+class Case:
+    """What a study is about, before anything is rendered.
+
+    Attributes:
+        rotation, shift: the head's pose: scanner point = rotation.T @ head point + shift (LPS millimetres).
+        structure, side, extent, radius, centre: of the lesion that is there or might be; `centre` lies in the head.
+        present, bright: whether there is one, and how it looks.
+    """
+
+    rotation: np.ndarray
+    shift: np.ndarray
+    structure: str
+    side: str
+    extent: str
+    radius: float
+    centre: np.ndarray
+    present: bool
+    bright: bool
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """The answers about the lesion: present, bright, size, side, structure; "none" without one."""
+        told = {
+            "bright": "bright" if self.bright else "dark",
+            "size": self.extent,
+            "side": self.side,
+            "structure": self.structure,
+        }
+        if not self.present:
+            return {"present": "no", **dict.fromkeys(told, "none")}
+        return {"present": "yes", **told}
+
+
+def draw_case(atlas: Atlas, patient: Patient, rng: np.random.Generator) -> Case:
+    """Draw pose and lesion. Its place is drawn whether or not there is one, so that no layout betrays it."""
+    rotation = rotation_matrix(np.radians(rng.uniform(-1, 1, 3) * (12.0, 10.0, 10.0)))
+    shift = rng.uniform(-6.0, 6.0, 3)
+    structure, side, extent = (str(rng.choice(names)) for names in (REGIONS, SIDES, tuple(_RADII)))
+    radius = rng.uniform(*_RADII[extent])
+    seeds = atlas.seeds[structure, side]
+    clear = seeds[np.abs(seeds[:, 0]) > max(10.0, 0.85 * radius)]  # a large lesion must not reach over the midline
+    centre = patient.from_atlas(clear[rng.integers(len(clear))][None])[0]
+    present, bright = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
+    return Case(rotation, shift, structure, side, extent, radius, centre, present, bright)
+
+
 def make_study(atlas: Atlas, patient: Patient, plane: str, size: int, rng: np.random.Generator) -> Study:
     """Draw and render one study.
 
@@ -120,15 +168,8 @@ def make_study(atlas: Atlas, patient: Patient, plane: str, size: int, rng: np.ra
         size: pixels along each side.
         rng: the study's own generator.
     """
-    rotation = _rotation(np.radians(rng.uniform(-1, 1, 3) * (12.0, 10.0, 10.0)))
-    shift = rng.uniform(-6.0, 6.0, 3)
-    structure, side, extent = (str(rng.choice(names)) for names in (REGIONS, SIDES, tuple(_RADII)))
-    radius = rng.uniform(*_RADII[extent])
-    seeds = atlas.seeds[structure, side]
-    clear = seeds[np.abs(seeds[:, 0]) > max(10.0, 0.85 * radius)]  # a large lesion must not reach over the midline
-    centre = patient.from_atlas(clear[rng.integers(len(clear))][None])[0]
-    present, bright = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
-
+    case = draw_case(atlas, patient, rng)
+    rotation, shift, centre = case.rotation, case.shift, case.centre
     affine = _affine(plane, size, (rotation.T @ centre + shift) + rng.uniform(-1.5, 1.5))
     head = _head_points(size, affine, rotation, shift)
     points = patient.to_atlas(head)
@@ -136,35 +177,34 @@ def make_study(atlas: Atlas, patient: Patient, plane: str, size: int, rng: np.ra
     normal = (rotation[:, _PLANE_AXES[plane][2]] * rng.uniform(1.0, 4.0) / 4).astype(np.float32)
     deeper = normal * patient.scale.astype(np.float32)
     layers = np.concatenate([points - deeper, points + deeper])
-    tissue = _sample(atlas, layers).reshape(2, size, size)
+    tissue = sample_template(atlas, layers).reshape(2, size, size)
     layers = np.concatenate([head - normal, head + normal])
-    fade = _lesion(layers, centre, radius, rng).reshape(2, size, size) * (tissue > 0.15)
-    level = rng.uniform(1.3, 1.45) if bright else rng.uniform(0.08, 0.2)
-    if present:
+    fade = lesion_shape(layers, centre, case.radius, rng).reshape(2, size, size) * (tissue > TISSUE)
+    level = lesion_level(case.bright, rng)
+    if case.present:
         tissue = tissue * (1 - fade) + level * fade
-    lesion = (fade.mean(0) > 0.5) & present
+    lesion = (fade.mean(0) > 0.5) & case.present
     boxes = _part_boxes(atlas, points, size)
-    if present:
+    if case.present:
         boxes["lesion"] = _box(lesion)
-    column, row = _eighths(boxes["lesion"], size) if present else ("none", "none")
+    column, row = _eighths(boxes["lesion"], size) if case.present else ("none", "none")
+    answers = case.answers
+    if plane == "sagittal":
+        answers["side"] = "none"
     return Study(
         pixels=_expose(tissue.mean(0), rng),
         plane=plane,
-        present="yes" if present else "no",
-        bright=("bright" if bright else "dark") if present else "none",
-        size=extent if present else "none",
-        side=side if present and plane != "sagittal" else "none",
-        structure=structure if present else "none",
+        **answers,
         column=column,
         row=row,
         lesion=lesion,
-        lesion_head=centre if present else None,
+        lesion_head=centre if case.present else None,
         boxes=boxes,
         affine=affine,
     )
 
 
-def _rotation(angles: np.ndarray) -> np.ndarray:
+def rotation_matrix(angles: np.ndarray) -> np.ndarray:
     """Return the rotation [3, 3] about x, then y, then z by `angles` in radians."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -190,15 +230,15 @@ def _head_points(size: int, affine: np.ndarray, rotation: np.ndarray, shift: np.
     """Return the points [size * size, 3] of the head that the pixels show, row by row; float32."""
     rows, columns = np.mgrid[:size, :size]
     pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(size * size)], axis=1)
-    return _turn(_turn(pixels, affine.T) - shift, rotation.T).astype(np.float32)
+    return turn(turn(pixels, affine.T) - shift, rotation.T).astype(np.float32)
 
 
-def _turn(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def turn(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Return points [n, 3] @ matrix [3, k], without the threads that a BLAS would start in every worker."""
     return np.einsum("ij,jk->ik", points, matrix)
 
 
-def _sample(atlas: Atlas, points: np.ndarray) -> np.ndarray:
+def sample_template(atlas: Atlas, points: np.ndarray) -> np.ndarray:
     """Return the template at atlas points [n, 3] by trilinear interpolation, 0 outside; float32 [n]."""
     array = atlas.template
     depth, height, width = array.shape
@@ -216,17 +256,22 @@ def _sample(atlas: Atlas, points: np.ndarray) -> np.ndarray:
     return value
 
 
-def _lesion(head: np.ndarray, centre: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+def lesion_shape(head: np.ndarray, centre: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
     """Return how much of each point [n, 3] is lesion, 0..1: an ellipsoid with a soft, slightly wavy edge."""
-    axes = _rotation(rng.uniform(0, 2 * np.pi, 3))
+    axes = rotation_matrix(rng.uniform(0, 2 * np.pi, 3))
     stretch = rng.uniform(0.85, 1.15, 3)
     waves, phase = rng.normal(0, 1.5, 3), rng.uniform(0, 2 * np.pi)
     shape = axes.T / (stretch / stretch.prod() ** (1 / 3))
-    local = _turn(head - centre.astype(np.float32), shape.astype(np.float32))
+    local = turn(head - centre.astype(np.float32), shape.astype(np.float32))
     reach = np.sqrt((local**2).sum(1))
-    unit = _turn(local, waves.astype(np.float32)[:, None])[:, 0] / np.maximum(reach, 1e-6)
+    unit = turn(local, waves.astype(np.float32)[:, None])[:, 0] / np.maximum(reach, 1e-6)
     edge = radius * (1 + 0.06 * np.sin(3 * unit + phase))
     return np.clip(0.5 + (edge - reach) / (2 * _EDGE), 0, 1)
+
+
+def lesion_level(bright: bool, rng: np.random.Generator) -> float:
+    """Return the signal inside a lesion, white matter being 1: above or below that of all tissue."""
+    return rng.uniform(1.3, 1.45) if bright else rng.uniform(0.08, 0.2)
 
 
 def _expose(tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -12,6 +12,7 @@ METRICS = {
     "token_f1": "medmvl.eval.metrics.text:token_f1",
     "rouge_l": "medmvl.eval.metrics.text:rouge_l",
     "brain_atlas_facts": "medmvl.eval.metrics.facts:brain_atlas_facts",
+    "brain_atlas_3d_facts": "medmvl.eval.metrics.facts:brain_atlas_3d_facts",
     "iou_mean": "medmvl.eval.metrics.boxes:iou_mean",
     "acc_iou50": "medmvl.eval.metrics.boxes:acc_iou50",
 }
