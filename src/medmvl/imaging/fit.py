@@ -19,8 +19,8 @@ WHITE = {"int16": 32767, "uint8": 255, "uint8_floor": 255}
 """The stored value that means 255, the high end of the window, per `VisionSpec.levels`."""
 
 _LONGEST = 16_384  # voxels along one axis after resampling to a spacing; more is a broken header, not anatomy
-# Up to so much below a level counts as the level where values are cut off, for sums of weights end at 254.9999.
-_NEARLY = 1e-3
+# Up to so much below a level counts as the level where values are cut off, for sums of weights end at 254.99998.
+_NEARLY = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def _axis(path: str, spec: VisionSpec, number: int, length: int, box: tuple[int,
                 f"states no spacing, and this model wants {spec.spacing[number]:g} mm; give a file with geometry "
                 "(NIfTI, NRRD, DICOM), or a spec without spacing",
             )
-        # Rounded down as in published code; a spacing stored in float32 must not cost a voxel.
+        # Rounded down as in published code (CT-CLIP), but rounding errors of the quotient do not cost a voxel.
         wanted = max(int((stop - start) * (spacing / spec.spacing[number]) + 1e-4), 1)
         if wanted > _LONGEST:
             raise ImageError(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medmvl.imaging.hounsfield import check_range
 from medmvl.imaging.picture import WINDOW_FUNCTIONS, ImageError, Lut, Picture, Window
 from medmvl.imaging.spec import VisionSpec
 from medmvl.imaging.volume import Volume
@@ -112,6 +113,7 @@ def volume_window(volume: Volume, spec: VisionSpec) -> tuple[float, float]:
     0..1 has been windowed before: that range is its window, and a HU window is not applied again. Percentiles are those
     of all finite voxels of the whole volume, background included, after clipping to the HU window (as MONAI's
     ScaleIntensityRangePercentiles after a clip); between two voxels they are interpolated. A flat volume is all black.
+    Values used as HU that hardly can be are warned about, with the file's name (see `hounsfield.check_range`).
 
     Raises:
         ImageError: a HU window for something that is no CT, or a volume without a finite value.
@@ -120,10 +122,9 @@ def volume_window(volume: Volume, spec: VisionSpec) -> tuple[float, float]:
     if volume.unit in _DISPLAY:
         low, high = _DISPLAY[volume.unit]
     elif spec.hu_window is not None:
-        _check_hu(volume, spec.hu_window)
-        low, high = spec.hu_window
+        low, high = _hu_window(volume, spec.hu_window)
     elif spec.percentile_window is None and volume.unit == "HU":
-        low, high = CT_WINDOW
+        low, high = _hu_window(volume, CT_WINDOW)
     if spec.percentile_window is None and np.isfinite(low):
         return low, high
     try:
@@ -133,7 +134,7 @@ def volume_window(volume: Volume, spec: VisionSpec) -> tuple[float, float]:
     return black, white if white > black else black + 1.0
 
 
-def _check_hu(volume: Volume, window: tuple[float, float]) -> None:
+def _hu_window(volume: Volume, window: tuple[float, float]) -> tuple[float, float]:
     if volume.modality not in ("", "CT") or volume.unit not in ("", "HU"):
         what = f"modality {volume.modality or 'unknown'}, unit {volume.unit or 'unknown'}"
         raise ImageError(
@@ -141,6 +142,8 @@ def _check_hu(volume: Volume, window: tuple[float, float]) -> None:
             f"is no CT in HU ({what}), and the spec's hu_window {window} is for CT; use percentile_window, such as "
             "(0.5, 99.5), for MRI",
         )
+    check_range(volume.array, volume.path)
+    return window
 
 
 def extremes(array: np.ndarray) -> tuple[float, float] | None:
