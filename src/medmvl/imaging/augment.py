@@ -177,9 +177,10 @@ def _warp_volume(values: np.ndarray, affine: np.ndarray) -> np.ndarray:
     pull = sitk.ResampleImageFilter()
     pull.SetReferenceImage(image)
     pull.SetInterpolator(sitk.sitkLinear)
+    pull.SetNumberOfThreads(1)  # loaders run side by side, one per core
     pull.SetTransform(sitk.AffineTransform(matrix.ravel().tolist(), offset.tolist()))
-    moved = sitk.GetArrayViewFromImage(pull.Execute(image)) + np.float32(0.5)
-    return moved.astype(values.dtype)
+    result = pull.Execute(image)  # kept as long as the view of its memory
+    return (sitk.GetArrayViewFromImage(result) + np.float32(0.5)).astype(values.dtype)
 
 
 def _values(
