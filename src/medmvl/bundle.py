@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from medmvl.core.atomic import atomic_folder
 from medmvl.core.schema import Message, Sample, SampleError
 from medmvl.infer import engine
 from medmvl.model import tune
+from medmvl.model.build import Built
 from medmvl.model.build import build as build_model
 from medmvl.model.config import ModelConfig
 from medmvl.model.vlm import VLM
@@ -29,6 +31,7 @@ from medmvl.processing.collate import collate
 from medmvl.processing.encoded import IGNORE, Encoded, Media
 from medmvl.processing.pack import arrange
 from medmvl.processing.processor import Processor, TowerInput
+from medmvl.processing.question import QuestionEncoder
 
 FORMAT = 1
 MAX_TOKENS = 2048
@@ -94,7 +97,7 @@ class Bundle:
         if max_tokens is None:
             max_tokens = min(MAX_TOKENS, built.model.longest or MAX_TOKENS)
         built.model.check_max_tokens(max_tokens)
-        return cls(built.model, _processor(built.model, built.tokenizer, parsed, max_tokens), built.config)
+        return cls(built.model, _processor(built, parsed, max_tokens), built.config)
 
     @classmethod
     def load(
@@ -328,12 +331,15 @@ def _texts(options: Any) -> Iterator[str]:
             yield from _texts(value)
 
 
-def _processor(model: VLM, tokenizer: Any, config: ModelConfig, max_tokens: int) -> Processor:
+def _processor(built: Built, config: ModelConfig, max_tokens: int) -> Processor:
     towers = {
         name: TowerInput(tower.placeholder, name, tower.num_tokens, tower.encoder.spec)
-        for name, tower in model.towers.items()
+        for name, tower in built.model.towers.items()
     }
-    return Processor(tokenizer, config.template, towers, max_tokens=max_tokens)
+    for name, tokenizer in built.questions.items():
+        questions = QuestionEncoder(tokenizer, built.model.towers[name].encoder.text.max_tokens) if tokenizer else None
+        towers[name] = replace(towers[name], questions=questions)
+    return Processor(built.tokenizer, config.template, towers, max_tokens=max_tokens)
 
 
 def _read(path: Path, allow_code: Sequence[str]) -> tuple[ModelConfig, dict[str, Any]]:

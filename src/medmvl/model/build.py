@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from medmvl.model.config import TOWERS, ModelConfig, TowerConfig
+from medmvl.model.config import TOWERS, ModelConfig, TextModel, TowerConfig
 from medmvl.model.connectors import build_connector
-from medmvl.model.encoders.base import Lent
+from medmvl.model.encoders.base import Encoder, Lent
 from medmvl.model.encoders.hf import architecture
 from medmvl.model.encoders.table import build_encoder
 from medmvl.model.llm import load_llm
@@ -24,11 +24,14 @@ class Built(NamedTuple):
         model: in eval mode.
         tokenizer: the LLM's own; None on the meta device when it is not on this machine.
         config: the same settings, but naming no folder or hub any more: every architecture and spec is inside.
+        questions: tower that reads the question -> the tokenizer of its text encoder; empty where the caller brought a
+            tokenizer, None for one that is not on this machine (meta device).
     """
 
     model: VLM
     tokenizer: PreTrainedTokenizerBase | None
     config: ModelConfig
+    questions: Mapping[str, PreTrainedTokenizerBase | None]
 
 
 def build(
@@ -44,15 +47,14 @@ def build(
         device: where it goes. "meta" builds shapes only and reads no weights: of hub names whose dimensions ship,
             it needs no network.
         dtype: of all weights.
-        tokenizer: to use instead of the one that the settings name.
+        tokenizer: to use instead of the one that the settings name; no others are loaded then.
 
     Raises:
         SourceError, EncoderError, ConnectorError, LookupNameError: what does not exist or does not fit, and what to do.
     """
     meta = torch.device(device).type == "meta"
-    llm_config = config.llm
-    tokenizer = tokenizer or _tokenizer(config, meta)
-    llm = load_llm(llm_config.path or llm_config.architecture, dtype=dtype, device=device)
+    own, tokenizer = tokenizer is None, tokenizer or _tokenizer(config.llm, "llm", meta)
+    llm = load_llm(config.llm.path or config.llm.architecture, dtype=dtype, device=device)
     width = llm.get_input_embeddings().embedding_dim
     # Towers are drawn on the CPU, whatever the device, so that a seed means the same weights everywhere.
     with torch.device("meta" if meta else "cpu"):
@@ -60,7 +62,9 @@ def build(
     # The LLM has its dtype already; casting it again would round its rotary frequencies, which stay in fp32.
     model = VLM(llm, {name: tower.to(dtype=dtype) for name, tower in towers.items()}).to(device).eval()
     _align(model)
-    return Built(model, tokenizer, _self_contained(config, model))
+    read = {name: tower.encoder for name, tower in model.towers.items() if getattr(tower.encoder, "reads_text", False)}
+    questions = {name: _text_tokenizer(name, encoder, meta) for name, encoder in read.items() if own}
+    return Built(model, tokenizer, _self_contained(config, model), questions)
 
 
 def _towers(configs: Mapping[str, TowerConfig], width: int, meta: bool) -> dict[str, Tower]:
@@ -86,23 +90,35 @@ def _tower(name: str, config: TowerConfig, width: int, meta: bool, image: Lent |
     return Tower(encoder, connector, config.placeholder or TOWERS[name])
 
 
-def _tokenizer(config: ModelConfig, meta: bool) -> PreTrainedTokenizerBase | None:
+def _tokenizer(config: TextModel, where: str, meta: bool) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer that the settings name; on the meta device only one that is already on this machine."""
-    name = config.llm.tokenizer or config.llm.path
+    name = config.tokenizer or config.path
     if name is None:
         if meta:
             return None
-        raise SourceError("llm: an architecture brings no tokenizer; name a folder or hub name as `llm.tokenizer`")
-    source = name if meta else folder(name, "llm.tokenizer")
+        raise SourceError(f"{where}: an architecture brings no tokenizer; name a folder or hub name as its `tokenizer`")
+    source = name if meta else folder(name, f"{where}: tokenizer")
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         if meta and not Path(name).is_dir():
             return None
         raise SourceError(
-            f"llm.tokenizer: {source} holds no tokenizer that transformers can read "
-            f"({str(error).splitlines()[0]}); name another folder or hub name as `llm.tokenizer`"
+            f"{where}: {source} holds no tokenizer that transformers can read "
+            f"({str(error).splitlines()[0]}); name another folder or hub name as its `tokenizer`"
         ) from error
+
+
+def _text_tokenizer(tower: str, encoder: Encoder, meta: bool) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a tower's text encoder."""
+    where = f"text encoder of tower {tower!r}"
+    tokenizer = _tokenizer(encoder.text_config, where, meta)
+    if tokenizer is not None and len(tokenizer) > encoder.text.vocabulary:
+        raise SourceError(
+            f"{where}: its tokenizer knows {len(tokenizer)} tokens, but its weights {encoder.text.vocabulary}; "
+            "name the tokenizer that the weights were trained with"
+        )
+    return tokenizer
 
 
 def _align(model: VLM) -> None:

@@ -21,10 +21,12 @@ CONNECTORS = {
     "attention": "medmvl.model.connectors:Attention",
     "attention_pool": "medmvl.model.connectors:AttentionPool",
     "perceiver": "medmvl.model.connectors:Perceiver",
+    "text_guided": "medmvl.model.guided:TextGuided",
 }
 ENCODERS = {
     "conv": "medmvl.model.encoders.conv:ConvEncoder",
     "slices": "medmvl.model.encoders.slices:Slices",
+    "dual": "medmvl.model.encoders.dual:Dual",
     "vit3d": "medmvl.model.encoders.vit3d:Vit3d",
     "medm_clip_ct": "medmvl.model.encoders.medm_clip_ct:MedMClipCt",
     "ct_vit": "medmvl.model.encoders.ct_vit:CtVit",
@@ -122,10 +124,14 @@ class Weights(Strict):
         return self.path or f"{(self.architecture or {})['model_type']} (random weights)"
 
 
-class LLMConfig(Weights):
-    """The language model: any causal LM of transformers."""
+class TextModel(Weights):
+    """A text encoder of transformers."""
 
     tokenizer: str | None = Field(None, description="folder or hub name of the tokenizer; default: with the weights")
+
+
+class LLMConfig(TextModel):
+    """The language model: any causal LM of transformers."""
 
 
 def _from_path(value: object) -> object:

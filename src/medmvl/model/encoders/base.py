@@ -25,6 +25,8 @@ class Encoder(nn.Module):
         width: channels of a token.
         class_tokens: tokens kept inside, in front of the patch tokens (0 when there are none or they are dropped).
         shares: the part whose weights it uses and does not hold ("image.encoder"); None for most.
+        reads_text: whether `forward` takes the question too, as `processing.collate.questions_of` gives it. Such an
+            encoder has `text`, its text encoder, and `text_config`, which names the tokenizer.
     """
 
     spec: VisionSpec
@@ -32,6 +34,7 @@ class Encoder(nn.Module):
     width: int
     class_tokens: int = 0
     shares: str | None = None
+    reads_text: bool = False
 
     @property
     def num_tokens(self) -> int:
