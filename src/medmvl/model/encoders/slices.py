@@ -139,7 +139,9 @@ class Slices(Encoder):
         """Recompute activations in the backward pass: layer by layer where the 2D encoder can, else chunk by chunk."""
         able = [one for one in self.slice_encoder.modules() if getattr(one, "supports_gradient_checkpointing", False)]
         if able:
-            able[0].gradient_checkpointing_enable(dict(options))
+            # the second is the older name, for transformers that do not know the first
+            enable = getattr(able[0], "activation_checkpointing_enable", None) or able[0].gradient_checkpointing_enable
+            enable(dict(options))
         else:
             self._recompute = dict(options)
 
