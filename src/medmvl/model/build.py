@@ -96,22 +96,24 @@ def _tokenizer(config: TextModel, where: str, meta: bool) -> PreTrainedTokenizer
     if name is None:
         if meta:
             return None
-        raise SourceError(f"{where}: an architecture brings no tokenizer; name a folder or hub name as its `tokenizer`")
-    source = name if meta else folder(name, f"{where}: tokenizer")
+        raise SourceError(
+            f"{where}: an architecture brings no tokenizer; name a folder or hub name as `{where}.tokenizer`"
+        )
+    source = name if meta else folder(name, f"{where}.tokenizer")
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         if meta and not Path(name).is_dir():
             return None
         raise SourceError(
-            f"{where}: {source} holds no tokenizer that transformers can read "
-            f"({str(error).splitlines()[0]}); name another folder or hub name as its `tokenizer`"
+            f"{where}.tokenizer: {source} holds no tokenizer that transformers can read "
+            f"({str(error).splitlines()[0]}); name another folder or hub name as `{where}.tokenizer`"
         ) from error
 
 
 def _text_tokenizer(tower: str, encoder: Encoder, meta: bool) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a tower's text encoder."""
-    where = f"text encoder of tower {tower!r}"
+    where = f"towers.{tower}.encoder_options.text"
     tokenizer = _tokenizer(encoder.text_config, where, meta)
     if tokenizer is not None and len(tokenizer) > encoder.text.vocabulary:
         raise SourceError(
