@@ -77,9 +77,10 @@ def test_a_box_follows_its_rectangle(seed, data, color, mirror):
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if len(rows):
         found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-        # Nothing of the rectangle lies outside its box, and its far corners, thin as they are, come close to it.
+        # Nothing of the rectangle lies outside its box; its far corners, thin as they are, come close to it if visible.
         assert (found - box >= -1.01)[:2].all() and (found - box <= 1.01)[2:].all()
-        assert np.abs(found - box).max() <= 5
+        if box[0] > 0 and box[1] > 0 and box[2] < width and box[3] < height:
+            assert np.abs(found - box).max() <= 5
     else:
         assert min(box[2] - box[0], box[3] - box[1]) < 3
 
