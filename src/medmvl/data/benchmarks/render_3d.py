@@ -30,6 +30,7 @@ ORIENTATIONS = tuple((order, signs) for order in permutations(range(3)) for sign
 _SIGNAL = (0.0, 0.1, 0.3, 0.7, 0.95, 1.2)  # of the T1 template: air, border, fluid, grey and white matter
 _SEEN_AS = {"T2": (0.0, 0.5, 1.1, 0.7, 0.45, 0.45), "FLAIR": (0.0, 0.1, 0.15, 0.9, 0.7, 0.7)}
 _FIELD = np.array([178.0, 212.0, 178.0])  # millimetres that hold any head of `make_patient` in most poses
+_AIR = 0.02  # signal of the template up to which a voxel is stored as 0, as brain extraction leaves it
 _MOST_TILT = 6.0  # degrees
 _LESION_REACH = 1.3  # of its radius, which a lesion's waves and stretch never pass
 _MIN_PART = 0.0005  # share of the volume that a part covers before it is worth a box
@@ -108,7 +109,8 @@ def make_volume(
     case = draw_case(atlas, patient, rng)
     grid = _grid(orientation, rng)
     contrast = str(rng.choice(CONTRASTS))
-    points = _atlas_points(grid, case, patient)
+    steps, start = _to_head(grid, case)
+    points = patient.grid_to_atlas(start, steps, grid.size)
     shape = grid.size[::-1]
     tissue = sample_template(atlas, points).reshape(shape)
     signal = tissue if contrast == "T1" else np.interp(tissue, _SIGNAL, _SEEN_AS[contrast]).astype(np.float32)
@@ -123,7 +125,7 @@ def make_volume(
         lesion[where] = fade > 0.5
         boxes["lesion"] = box_of(lesion)
     return VolumeStudy(
-        values=_expose(signal, tissue > 0, rng),
+        values=_expose(signal, tissue > _AIR, rng),
         grid=grid,
         contrast=contrast,
         **case.answers,
@@ -162,14 +164,6 @@ def _to_head(grid: Grid, case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Return steps [3, 3], one row per file axis, and start [3]: the head's point of voxel i is i @ steps + start."""
     steps = turn((grid.direction * grid.spacing).T, case.rotation.T)
     return steps, turn((np.array(grid.origin) - case.shift)[None], case.rotation.T)[0]
-
-
-def _atlas_points(grid: Grid, case: Case, patient: Patient) -> np.ndarray:
-    """Return the atlas points [n, 3] of all voxels, z slowest; float32."""
-    steps, start = _to_head(grid, case)
-    x, y, z = (np.arange(length)[:, None] * step for length, step in zip(grid.size, steps, strict=True))
-    head = (z[:, None, None] + start) + y[:, None] + x
-    return patient.to_atlas(head.reshape(-1, 3).astype(np.float32))
 
 
 def _lesion(grid: Grid, case: Case, rng: np.random.Generator) -> tuple[np.ndarray, tuple[slice, ...]]:
@@ -217,7 +211,7 @@ def _eighths(box: Box3D | None, grid: Grid, orientation: tuple[tuple[int, ...], 
 
 def _expose(signal: np.ndarray, head: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return int16 values with a drawn scale, contrast, coil shading and (Rician) noise; 0 outside the head."""
-    white, gamma, noise = rng.uniform(150.0, 900.0), rng.uniform(0.9, 1.2), rng.uniform(0.015, 0.045)
+    white, gamma, noise = rng.uniform(100.0, 400.0), rng.uniform(0.9, 1.2), rng.uniform(0.015, 0.045)
     slopes = rng.uniform(-0.08, 0.08, 3)
     ramps = [1 + slope * np.linspace(-1, 1, length) for slope, length in zip(slopes, signal.shape, strict=True)]
     shading = ramps[0][:, None, None] * ramps[1][:, None] * ramps[2]
