@@ -7,18 +7,15 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import gdcm
 import numpy as np
 import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space, pixel_array
 from pydicom.uid import (
-    CTImageStorage,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -27,46 +24,12 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     RLELossless,
     SecondaryCaptureImageStorage,
-    generate_uid,
 )
 
+from dicom_files import LOSSLESS, NAME, SYNTAX, dataset, gdcm_compress, item, save
 from medmvl.imaging.intensity import to_display
 from medmvl.imaging.picture import Lut, Window
 from medmvl.imaging.read import ImageError, read_image
-
-NAME = "SECRET^JANE"
-
-
-def dataset(array, syntax=ExplicitVRLittleEndian, bits=None, **elements):
-    """A DICOM data set around stored values [H, W], [H, W, 3] or, with NumberOfFrames, [N, ...]."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = syntax
-    data.SOPClassUID = elements.pop("SOPClassUID", CTImageStorage)
-    data.SOPInstanceUID = generate_uid()
-    data.PatientName, data.PatientID, data.PatientBirthDate = NAME, "12345678", "19600101"
-    data.Modality = "CT"
-    single = array[0] if "NumberOfFrames" in elements else array
-    data.Rows, data.Columns = single.shape[:2]
-    data.SamplesPerPixel = 3 if single.ndim == 3 else 1
-    data.PhotometricInterpretation = "RGB" if single.ndim == 3 else "MONOCHROME2"
-    if single.ndim == 3:
-        data.PlanarConfiguration = 0
-    data.BitsAllocated = 8 * array.dtype.itemsize
-    data.BitsStored = bits or data.BitsAllocated
-    data.HighBit = data.BitsStored - 1
-    data.PixelRepresentation = int(array.dtype.kind == "i")
-    order = ">" if syntax == ExplicitVRBigEndian else "<"
-    data.PixelData = array.astype(array.dtype.newbyteorder(order)).tobytes()
-    data["PixelData"].VR = "OB" if data.BitsAllocated == 8 else "OW"
-    for keyword, value in elements.items():
-        setattr(data, keyword, value)
-    return data
-
-
-def save(path, data):
-    data.save_as(path, enforce_file_format=True)
-    return path
 
 
 def write(path, array, **options):
@@ -76,13 +39,6 @@ def write(path, array, **options):
 def smooth(height=40, width=56, top=4000, dtype=np.uint16):
     y, x = np.mgrid[:height, :width]
     return ((np.sin(x / 9) + np.cos(y / 7) + 2) / 4 * top).astype(dtype)
-
-
-def item(**elements):
-    data = Dataset()
-    for keyword, value in elements.items():
-        setattr(data, keyword, value)
-    return data
 
 
 def shown_by_pydicom(data, high, low=0.0):
@@ -327,23 +283,6 @@ class TestFrames:
         assert first.unit == "HU" and (first.array - second.array == 24).all()
 
 
-def gdcm_compress(path, source, syntax):
-    """Let gdcm's own encoder write `source` in another transfer syntax."""
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(source))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer = gdcm.ImageWriter()
-    writer.SetFileName(str(path))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
-    return path
-
-
 @functools.cache
 def small_file(syntax):
     """The bytes of a small file, the same at every call: gdcm writes new identifiers each time."""
@@ -355,14 +294,6 @@ def small_file(syntax):
         return source.read_bytes()
 
 
-SYNTAX = gdcm.TransferSyntax
-LOSSLESS = {
-    "jpeg_lossless": SYNTAX.JPEGLosslessProcess14,
-    "jpeg_lossless_sv1": SYNTAX.JPEGLosslessProcess14_1,
-    "jpeg_ls": SYNTAX.JPEGLSLossless,
-    "jpeg2000": SYNTAX.JPEG2000Lossless,
-    "rle": SYNTAX.RLELossless,
-}
 STORED = {
     "8": (smooth(top=250, dtype=np.uint8), 8),
     "12": (smooth(top=4000), 12),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,9 @@ from typing import BinaryIO
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import generate_frames, get_frame
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import pixel_array
+from pydicom.pixels import iter_pixels, pixel_array
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -46,6 +47,8 @@ ELEMENTS = [
 ]  # fmt: skip
 _JPEG_BY_PILLOW = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000, JPEG2000Lossless)
 _JPEG_BY_GDCM = (JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
+_ITEMS = 12
+"""Bytes from the pixel element to its items: tag, VR, two spare bytes, length."""
 _PIXELS = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
 
 
@@ -112,12 +115,15 @@ def check_picture(path: Path, header: Dataset) -> None:
 def decode(path: Path, file: BinaryIO, header: Dataset, index: int, pixels_at: int) -> np.ndarray:
     """Return the stored values of one frame, [H, W] or [H, W, 3]; YBR_FULL is RGB already."""
     meta = getattr(header, "file_meta", None) or FileMetaDataset()
-    syntax = UID(meta.get("TransferSyntaxUID") or _syntax_of(header))
+    syntax, plugin = _decoder(header)
     if syntax in _JPEG_BY_GDCM:
-        _check_codestream(path, file, header, index, pixels_at)
-    several_deep = header.get("SamplesPerPixel", 1) > 1 and header.BitsAllocated > 8
-    # Pillow where it can: a damaged codestream makes it raise, where gdcm may end the process.
-    plugin = "pillow" if syntax in _JPEG_BY_PILLOW and not several_deep else ""
+        file.seek(pixels_at + _ITEMS)
+        try:
+            frame = get_frame(file, index, number_of_frames=int(header.get("NumberOfFrames") or 1))
+        except Exception:
+            frame = None  # the decoder says it better
+        if frame is not None:
+            _check_codestream(path, frame, header, index)
     try:
         # Reads this frame only.
         stored = pixel_array(file, index=index, transfer_syntax_uid=syntax, decoding_plugin=plugin)
@@ -130,21 +136,53 @@ def decode(path: Path, file: BinaryIO, header: Dataset, index: int, pixels_at: i
             meta.TransferSyntaxUID = syntax
             stored = pixel_array(whole, index=index, decoding_plugin=plugin)
         except Exception:  # gdcm, Pillow and pydicom raise many kinds for damaged pixel data
-            raise ImageError(
-                path,
-                f"frame {index} cannot be decoded ({syntax.name}: {_reason(first)}); the file is cut off or damaged, "
-                "or its compression has no decoder here: convert it to Explicit VR Little Endian",
-            ) from None
+            raise ImageError(path, _undecoded(index, syntax, first)) from None
+    return _native(stored)
+
+
+def decode_all(path: Path, file: BinaryIO, header: Dataset, pixels_at: int) -> Iterator[np.ndarray]:
+    """Yield the stored values of all frames of a file, one after the other; see `decode`."""
+    count = int(header.NumberOfFrames)
+    syntax, plugin = _decoder(header)
+    index = -1
+    try:
+        if syntax in _JPEG_BY_GDCM:
+            file.seek(pixels_at + _ITEMS)
+            for number, frame in enumerate(generate_frames(file, number_of_frames=count)):
+                _check_codestream(path, frame, header, number)
+        for stored in iter_pixels(file, decoding_plugin=plugin):
+            index += 1
+            yield _native(stored)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(path, _undecoded(index + 1, syntax, error)) from None
+    if index + 1 != count:
+        raise ImageError(path, f"holds {index + 1} frames, its header says {count}; get the file again")
+
+
+def _decoder(header: Dataset) -> tuple[UID, str]:
+    """Return the transfer syntax of a file and the plugin that decodes it, "" for any."""
+    meta = getattr(header, "file_meta", None) or FileMetaDataset()
+    syntax = UID(meta.get("TransferSyntaxUID") or _syntax_of(header))
+    several_deep = header.get("SamplesPerPixel", 1) > 1 and header.BitsAllocated > 8
+    # Pillow where it can: a damaged codestream makes it raise, where gdcm may end the process.
+    return syntax, "pillow" if syntax in _JPEG_BY_PILLOW and not several_deep else ""
+
+
+def _undecoded(index: int, syntax: UID, error: Exception) -> str:
+    return (
+        f"frame {index} cannot be decoded ({syntax.name}: {_reason(error)}); the file is cut off or damaged, "
+        "or its compression has no decoder here: convert it to Explicit VR Little Endian"
+    )
+
+
+def _native(stored: np.ndarray) -> np.ndarray:
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
-def _check_codestream(path: Path, file: BinaryIO, header: Dataset, index: int, pixels_at: int) -> None:
+def _check_codestream(path: Path, frame: bytes, header: Dataset, index: int) -> None:
     """Refuse a JPEG that contradicts the header: gdcm would end the process over it."""
-    file.seek(pixels_at + 12)  # tag, VR, two spare bytes, length
-    try:
-        frame = get_frame(file, index, number_of_frames=int(header.get("NumberOfFrames") or 1))
-    except Exception:
-        return  # the decoder says it better
     stated = (int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel", 1)))
     found = _jpeg_frame(frame)
     if found is None or found[:3] != stated or not 2 <= found[3] <= int(header.BitsAllocated):
@@ -247,3 +285,8 @@ def rescale(path: Path, header: Dataset, index: int) -> tuple[float, float, str]
 def unit_name(name: object) -> str:
     """Return the name of a unit; DICOM's "US" means unspecified."""
     return "" if name in (None, "", "US") else str(name)
+
+
+def short_hash(uid: object) -> str:
+    """Return eight characters that stand for a UID where it must not be shown itself; "" for none."""
+    return hashlib.sha256(str(uid).encode()).hexdigest()[:8] if uid else ""
