@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 VERBS = {
     "demo": "data, training, evaluation and report of a small model, on this machine",
-    "data": "build the benchmark, convert annotations, look at samples",
+    "data": "build the benchmark, convert annotations, look at samples, prepare volumes",
     "check": "run a recipe dry: data, parts, tokens, steps, memory; starts nothing",
     "train": "train a bundle from a recipe, or resume",
     "eval": "score a bundle on tasks, with controls and a report",

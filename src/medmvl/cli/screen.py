@@ -1,5 +1,8 @@
 """What commands print with: typer apps that look alike, and a console that keeps tables whole in files and pipes."""
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
@@ -27,3 +30,27 @@ def console() -> "Console":
 
     terminal = Console(highlight=False)
     return terminal if terminal.is_terminal else Console(width=_PIPE_WIDTH, highlight=False)
+
+
+def bytes_text(count: float) -> str:
+    """Return a number of bytes for reading: 4194304 -> "4.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that moves a progress bar on standard error on; without a terminal there is no bar."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(what, total=total)
+        yield lambda count: bars.advance(bar, count)

@@ -4,7 +4,8 @@ import hashlib
 import json
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from medmvl.eval.controls import frame_size
 from medmvl.eval.report import PREDICTIONS, SCORES, write_report
 from medmvl.eval.task import Task, load_tasks
 from medmvl.eval.trial import Trial
+from medmvl.imaging.cache import PreparedStore
 
 _PACKAGES = ("torch", "transformers", "numpy")
 _PICTURES = ("", "blank_image", "shuffled_image")  # conditions in which the model is asked; "" = the real pictures
@@ -36,6 +38,7 @@ def evaluate(
     logs: Sequence[str | Path] = (),
     device: str = "cpu",
     allow_code: Sequence[str] = (),
+    prepared: str | Path | None = None,
 ) -> dict[str, Any]:
     """Judge a model on tasks, each beside its controls.
 
@@ -50,6 +53,7 @@ def evaluate(
         seed: of the patients under `limit`, the shuffled pictures and the bootstrap draws.
         logs: training logs (JSONL) whose curves the report shows.
         device, allow_code: how a bundle given by its path is loaded; see `medmvl.load`.
+        prepared: folder that keeps prepared volumes between uses, as `run.prepared` of a recipe; changes no score.
 
     Returns:
         What scores.json holds: {"provenance": ..., "tasks": {name: {"n", "version", "metrics", "controls", ...}},
@@ -64,7 +68,7 @@ def evaluate(
     frame_size.cache_clear()  # a file may have changed since the last evaluation
     trials = [Trial.load(task, roots, limit, seed) for task in chosen]
     model = _opened(target, device, allow_code)
-    with tempfile.TemporaryDirectory(prefix="medmvl-eval-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="medmvl-eval-") as scratch, _keeping(model, prepared):
         for condition in _PICTURES:
             _run(model, trials, condition, Path(scratch), batch_size, seed)
     for trial in trials:
@@ -130,6 +134,20 @@ def _run(model: Target, trials: Sequence[Trial], condition: str, scratch: Path, 
             trial.record(request, answers[index], model.processor.boxes_from_text)
         else:
             trial.exclude(request.sample.id, condition, excluded[index])
+
+
+@contextmanager
+def _keeping(model: Target, folder: str | Path | None) -> Iterator[None]:
+    """Let the model's processor keep prepared volumes in a folder meanwhile."""
+    if folder is None:
+        yield
+        return
+    before = getattr(model.processor, "store", None)
+    model.processor.store = PreparedStore(folder)
+    try:
+        yield
+    finally:
+        model.processor.store = before
 
 
 def _roots(target: Target | str | Path) -> list[str]:

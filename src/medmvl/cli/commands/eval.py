@@ -25,6 +25,10 @@ def evaluate(
         typer.Option(help="Folder in which data sources lie; default: those of the bundle's recipe, and data/."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Ask at most so many samples of each task.")] = None,
+    prepared: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps prepared volumes, as run.prepared of a recipe; default: none."),
+    ] = None,
     device: Device = None,
     allow_code: AllowCode = None,
 ) -> None:
@@ -39,7 +43,14 @@ def evaluate(
     from medmvl.eval.table import print_table
 
     scores = evaluate(
-        bundle, tasks, out=out, roots=data, limit=limit, device=device_of(device), allow_code=allow_code or ()
+        bundle,
+        tasks,
+        out=out,
+        roots=data,
+        limit=limit,
+        device=device_of(device),
+        allow_code=allow_code or (),
+        prepared=prepared,
     )
     print_table(scores, console())
     typer.echo(f"report: {out / 'report.html'}")
