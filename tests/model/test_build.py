@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from medmvl.core import shipped
 from medmvl.model.build import build
-from medmvl.model.config import ModelConfig
+from medmvl.model.config import PUBLISHED, ModelConfig
 from medmvl.model.connectors import ConnectorError
 from medmvl.model.encoders.base import EncoderError
 from medmvl.model.source import SourceError
@@ -120,8 +120,9 @@ def test_shipped_architectures_build_on_meta_without_a_network(name: str, monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
     data = json.loads(shipped.path("model/architectures", name, ".json").read_text())
     hub_name = name.replace("--", "/")
-    if "preprocessor" in data:
-        config = ModelConfig(llm={"architecture": LLM}, towers={"image": {"encoder": hub_name, "layer": -2}})
+    if "preprocessor" in data or data["config"]["model_type"] in PUBLISHED:
+        tower = "image" if "preprocessor" in data else "volume"
+        config = ModelConfig(llm={"architecture": LLM}, towers={tower: {"encoder": hub_name, "layer": -2}})
     else:
         config = ModelConfig(llm=hub_name)
     built = build(config, device="meta")

@@ -22,6 +22,8 @@ Shapes = Mapping[str, Sequence[int]]
 _FIRST = ("model.safetensors", "pretrained_ViT.bin", "pytorch_model.bin")
 """Files that are taken where a folder holds several."""
 _SHOWN = 5
+_ZIP, _PICKLE = b"PK", b"\x80"
+"""How files of torch start: since version 1.6, which can be mapped into memory, and before."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,12 @@ def _open_safe(file: Path) -> Any:
 
 def _open_pickled(file: Path) -> dict[str, Tensor]:
     """Read pickled tensors; torch refuses everything that would run code."""
+    with file.open("rb") as opened:
+        start = opened.read(2)
+    if start != _ZIP and start[:1] != _PICKLE:
+        raise EncoderError(f"{file}: is no file of torch's (a pointer of Git LFS?); copy it again")
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=start == _ZIP)
     except pickle.UnpicklingError as error:
         raise EncoderError(
             f"{file}: holds more than tensors, and reading that can run code ({str(error).splitlines()[0]}). Convert "
@@ -175,12 +181,6 @@ def _open_pickled(file: Path) -> dict[str, Tensor]:
             f"{file}: holds no tensors by name at its top, but {inside[:200]}; save its state dict alone"
         )
     return held
-
-
-def _is_zip(file: Path) -> bool:
-    """Whether torch can map a file into memory: its format since 1.6 is a zip."""
-    with file.open("rb") as opened:
-        return opened.read(2) == b"PK"
 
 
 def _shards(index: Path) -> list[Path]:
