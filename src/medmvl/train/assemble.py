@@ -239,6 +239,11 @@ def _pictures(
 ) -> Objective:
     name = _tower_of(stage, table)
     encoder = bundle.model.towers[name].encoder
+    if getattr(encoder, "reads_text", False):
+        raise ValueError(
+            f"stage {stage.name}: objective {stage.objective} shows pictures without a question, which the encoder of "
+            f"tower {name!r} reads; train it with objective chat"
+        )
     pictures = _gather(stage.data, stage, run, refuse)
     judged = _gather(stage.validation.data, stage, run, refuse) if stage.validation else []
     targets: HeadTargets | ContrastTargets

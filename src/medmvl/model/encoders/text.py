@@ -1,5 +1,6 @@
 """A text encoder of transformers beside an image encoder: a question becomes one vector."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from medmvl.model.config import TextModel, shipped_architecture
 from medmvl.model.encoders import published
@@ -18,7 +19,7 @@ from medmvl.model.source import check_weights, folder
 
 M3D_CLIP = "m3d_clip"
 """A CLIP for volumes whose text half is a BERT of the usual dimensions, under `language_encoder.` in its weights."""
-_NAMES = published.Names(
+NAMES = published.Names(
     prefixes={
         "language_encoder.": r"vision_encoder\.|mm_(vision|language)_proj\.|logit_scale$",
         "vision3d_model.vision3d_encoder.language_encoder.": "",
@@ -55,7 +56,7 @@ class TextEncoder(nn.Module):
         read = weights and settings.path is not None
         self.model = _load(path, config, self._reached) if path and read and not inside_clip else _random(config)
         if read and inside_clip:
-            published.load(self.model, str(settings.path), _NAMES, "its text encoder")
+            published.load(self.model, str(settings.path), NAMES, "its text encoder")
         self.model.eval()
         self.width, self.vocabulary = int(config.hidden_size), int(config.vocab_size)
         self.max_tokens = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST))
@@ -87,11 +88,9 @@ def _fields(settings: TextModel, weights: bool) -> tuple[Mapping[str, Any], Path
         return shipped["config"], None
     path = folder(name, _WHERE)
     try:
-        return PretrainedConfig.get_config_dict(path, local_files_only=True)[0], path
+        return json.loads((path / "config.json").read_text(encoding="utf-8")), path
     except (OSError, ValueError) as error:
-        raise EncoderError(
-            f"{_WHERE}: {path} holds no config.json that can be read: {str(error).splitlines()[0]}"
-        ) from error
+        raise EncoderError(f"{_WHERE}: {path / 'config.json'} cannot be read ({error})") from error
 
 
 def _config(fields: Mapping[str, Any], label: str) -> PretrainedConfig:
@@ -99,13 +98,16 @@ def _config(fields: Mapping[str, Any], label: str) -> PretrainedConfig:
     family, own = str(fields.get("model_type")), {key: value for key, value in fields.items() if key != "model_type"}
     if family == M3D_CLIP:
         family, own = "bert", {"vocab_size": own.get("vocab_size", 30522)}
+    if family not in CONFIG_MAPPING:
+        raise EncoderError(
+            f"{_WHERE}: transformers has no model of type {family!r} ({label}); take a text encoder such as BERT. "
+            "Models that bring their own code are never run"
+        )
     try:
         config = AutoConfig.for_model(family, **own)
-    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise EncoderError(
-            f"{_WHERE}: transformers cannot read the config of {label!r} ({str(error).splitlines()[0]}). "
-            "Models that bring their own code are never run"
-        ) from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        told = str(error).splitlines()[0]
+        raise EncoderError(f"{_WHERE}: transformers cannot read the config of {label!r} ({told})") from error
     return getattr(config, "text_config", config)
 
 
