@@ -54,6 +54,7 @@ def check(
     if settings.init_from is not None and settings.model is not None:
         _print_start(screen, settings, built, start, first)
     every = [*(one for sources in found for one in sources), *held_out]
+    _print_prepared(screen, settings, built, every)
     fatal = [f"{one.data.source} ({one.data.split}): {one.note}" for one in every if one.fatal]
     for stage, sources in zip(settings.stages, found, strict=True):
         fatal += _print_stage(screen, settings, stage, sources, built, template, devices)
@@ -168,6 +169,32 @@ def _print_model(screen: "Console", recipe: "Recipe", built: "Built") -> None:
     screen.print("\n[bold]model[/bold]")
     screen.print(table)
     screen.print(built.model.why_packable, soft_wrap=True)
+
+
+def _print_prepared(screen: "Console", recipe: "Recipe", built: "Built", sources: Sequence["Status"]) -> None:
+    """Print what the cache of prepared volumes will take, for a model that takes volumes."""
+    import shutil
+
+    import numpy as np
+
+    from medmvl.cli.screen import bytes_text
+    from medmvl.imaging.cache import entry_bytes
+
+    size = next((entry_bytes(t.encoder.spec) for t in built.model.towers.values() if t.encoder.spec.is_volume), None)
+    if size is None:
+        return
+    if recipe.run.prepared is None:
+        screen.print("prepared volumes: not kept (run.prepared is null), each use reads the file", soft_wrap=True)
+        return
+    shown = {one.store.path: one.store for one in sources if one.store is not None and one.data.media == "keep"}
+    count = sum(np.count_nonzero(np.unique(store.media_keys)) for store in shown.values())
+    folder = Path(recipe.run.prepared).absolute()
+    free = shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
+    many = f"about {count:,} of them, {bytes_text(count * size)}" if count else "how many, the missing data decides"
+    screen.print(
+        f"prepared volumes: {bytes_text(size)} each, {many}, in {recipe.run.prepared} ({bytes_text(free)} free there)",
+        soft_wrap=True,
+    )
 
 
 def _about(part: str, recipe: "Recipe", built: "Built") -> str:
