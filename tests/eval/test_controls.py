@@ -1,15 +1,21 @@
 """Controls: never the same patient, nothing but the picture changes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
+import phantom
 from medmvl.core.schema import Sample
-from medmvl.eval.controls import blank, frame_size, shuffle
+from medmvl.eval.controls import blank, body_frame, shuffle
+from medmvl.imaging.prepare import blank as prepare_blank
+from medmvl.imaging.spec import VisionSpec
+from medmvl.processing.encoded import Media
 
 
 def sample(number: int, patient: str, modality: str = "MR", picture: str = "") -> Sample:
@@ -53,15 +59,35 @@ def test_one_patient_with_most_pictures_still_gets_others() -> None:
     assert len(keys) == 10
 
 
-@pytest.mark.parametrize("size", [(64, 48), (31, 200)])
-def test_blank_is_grey_of_the_same_frame(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = tmp_path / "scan.png"
-    PillowImage.fromarray(np.arange(size[0] * size[1], dtype=np.uint8).reshape(size[::-1])).save(path)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    one = blank(sample(0, "p", picture=str(path)), scratch)
-    array = np.array(PillowImage.open(one.media_key[0]))
-    assert frame_size(one.media_key[0]) == frame_size(str(path)) == size
-    assert array.min() == array.max() == 128
-    assert one.messages[0].content[1].text == "Left?"
-    assert list(scratch.iterdir()) == [Path(one.media_key[0])]
+def test_blank_keeps_the_file_and_says_that_nothing_of_it_is_shown() -> None:
+    one = sample(0, "p")
+    changed = blank(one)
+    assert changed.media[0].blank and not one.media[0].blank
+    assert changed.media_key == one.media_key and changed.messages[0].content[1:] == one.messages[0].content[1:]
+    assert Sample.from_dict(changed.to_dict()) == changed
+
+
+def test_a_blank_medium_has_the_frame_of_its_file_and_nothing_else_of_it(tmp_path: Path) -> None:
+    picture, volume = tmp_path / "scan.png", tmp_path / "scan.nii.gz"
+    PillowImage.fromarray(np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)).save(picture)
+    phantom.write(volume, "IAR")
+    specs = {
+        picture: VisionSpec(size=(8, 8), fit="pad"),
+        volume: VisionSpec(size=(4, 6, 8), crop_foreground=0.2, resample="bilinear"),
+    }
+    for path, spec in specs.items():
+        one = Media("t", str(path), 0, 1, str(path), "s", spec)
+        other = replace(one, blank=True)
+        assert np.array_equal(other.view.pixels, prepare_blank(spec)) and np.ptp(one.view.pixels) > 0
+        assert np.array_equal(other.view.affine, one.view.affine) and other.view.file_size == one.view.file_size
+
+
+def test_boxes_in_shares_are_the_same_however_a_volume_is_stored(tmp_path: Path) -> None:
+    depth, height, width = phantom.SIZE
+    expected = np.array(phantom.BOX) / np.tile([width, height, depth], 2)
+    for orientation in phantom.ORIENTATIONS[::5]:
+        path = phantom.write(tmp_path / f"{orientation}.nii.gz", orientation)
+        box = phantom.box(sitk.GetArrayFromImage(phantom.image(orientation)))
+        frame = body_frame(str(path))
+        assert frame.shares(box) == pytest.approx(expected)
+        assert frame.box(frame.shares(box)) == pytest.approx(box)

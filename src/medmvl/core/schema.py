@@ -81,19 +81,27 @@ class Text(BaseModel):
 
 
 class Image(BaseModel):
-    """A picture file; "scan.dcm#frame=3" names one frame of a multi-frame file (see `imaging.address`)."""
+    """A picture file; "scan.dcm#frame=3" names one frame of a multi-frame file (see `imaging.address`).
+
+    With `blank` a model gets the frame of that file, and even grey in place of what is in it: a control.
+    """
 
     model_config = _CONFIG
     type: Literal["image"] = "image"
     path: FilePath
+    blank: bool = False
 
 
 class Volume(BaseModel):
-    """A 3D file or series folder; "scan.npy#unit=HU" says what the file does not (see `imaging.address`)."""
+    """A 3D file or series folder; "scan.npy#unit=HU" says what the file does not (see `imaging.address`).
+
+    `blank`: as for `Image`.
+    """
 
     model_config = _CONFIG
     type: Literal["volume"] = "volume"
     path: FilePath
+    blank: bool = False
 
 
 class BoxRef(BaseModel):
@@ -325,7 +333,8 @@ def _part_dict(part: Text | Image | Volume | BoxRef, base: str | None) -> dict[s
     path, fragment = split_fragment(part.path)
     if base is not None and path.startswith(base.rstrip(os.sep) + os.sep):
         path = os.path.relpath(path, base)
-    return {"type": part.type, "path": f"{path}#{fragment}" if fragment else path}
+    data = {"type": part.type, "path": f"{path}#{fragment}" if fragment else path}
+    return data | {"blank": True} if part.blank else data
 
 
 def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:

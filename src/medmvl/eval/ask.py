@@ -23,7 +23,10 @@ class Target(Protocol):
     """Has `boxes_from_text(text, sample) -> list[coords]`; used by tasks whose answer is a box."""
 
     def generate(self, samples: Sequence[Sample], max_new_tokens: int, temperature: float) -> list[str]:
-        """Answer each sample; raise SampleError for one that cannot be used."""
+        """Answer each sample; raise SampleError for one that cannot be used.
+
+        Of a medium marked `blank` the model must see nothing but an even grey.
+        """
         ...
 
 
@@ -32,7 +35,7 @@ class Request:
     """One question of a task, as it is put to the model.
 
     `sample` is the original with its true answer, `prompt` what the model gets: no answer, and under a control
-    ("blank_image", "shuffled_image"; "" = the real question) other pictures.
+    ("blank_image", "shuffled_image"; "" = the real question) blank media, or another patient's.
     """
 
     task: Task
@@ -44,8 +47,8 @@ class Request:
 def ask(target: Target, requests: Sequence[Request], batch_size: int) -> tuple[dict[int, str], dict[int, str]]:
     """Return answers by index of the request, and for requests that could not be asked what is wrong with them.
 
-    Questions on one picture are handed over side by side, so that the model reads the picture once. Under greedy
-    decoding equal prompts (every yes/no question about a blank picture) are asked once and share the answer.
+    Questions on one file are handed over side by side, so that the model reads it once. Under greedy
+    decoding equal prompts (every yes/no question about an even grey) are asked once and share the answer.
 
     Args:
         target: the model.
@@ -85,14 +88,21 @@ def ask(target: Target, requests: Sequence[Request], batch_size: int) -> tuple[d
 
 
 def _key(prompt: Sample) -> str:
-    """What decides the answer: messages and the boxes they show."""
+    """What decides the answer: messages and the boxes they show.
+
+    An even grey is the same whatever file it stands for, unless boxes are told in that file's frame.
+    """
     boxes = [
         prompt.meta.boxes[part.box].model_dump(mode="json")
         for message in prompt.messages
         for part in message.content
         if isinstance(part, BoxRef)
     ]
-    return json.dumps([prompt.to_dict()["messages"], boxes], sort_keys=True)
+    messages = prompt.to_dict()["messages"]
+    if not boxes:
+        for part in (part for message in messages for part in message["content"] if part.get("blank")):
+            del part["path"]
+    return json.dumps([messages, boxes], sort_keys=True)
 
 
 def _generate(target: Target, prompts: Sequence[Sample], settings: Generation) -> tuple[dict[int, str], dict[int, str]]:
@@ -118,7 +128,7 @@ def _generate(target: Target, prompts: Sequence[Sample], settings: Generation) -
 
 
 def _name(requests: Sequence[Request]) -> str:
-    return (requests[0].control or "pictures").replace("_", " ") if requests else "nothing"
+    return (requests[0].control or "real media").replace("_", " ") if requests else "nothing"
 
 
 @contextmanager

@@ -1,49 +1,62 @@
-"""How much of a score comes from the picture: the same questions with a blank one, or with another patient's."""
+"""How much of a score comes from picture or volume: the same questions with a blank one, or with another patient's."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image as PillowImage
 
+from medmvl.core.boxes import Coords
 from medmvl.core.schema import Image, Sample, Volume
+from medmvl.imaging.geometry import chain, identity, invert, scaling, transform_box
 from medmvl.imaging.read import read_image
+from medmvl.imaging.volume import Volume as ReadVolume
 
-_GREY = 128  # half of 8 bit: what `imaging.prepare.blank` calls neutral
+
+@dataclass(frozen=True, eq=False)
+class BodyFrame:
+    """The way from a file's frame to shares of what it shows, in which boxes of different files can be compared.
+
+    Shares run from 0 to 1 along a picture's columns and rows, and along a volume's axes in the canonical orientation,
+    however the file is laid out.
+
+    Attributes:
+        to_shares: float64 [n, n + 1], see `imaging.geometry`.
+    """
+
+    to_shares: np.ndarray
+
+    def shares(self, box: Coords) -> Coords:
+        """Return a box of the file's frame in shares."""
+        return transform_box(box, self.to_shares)
+
+    def box(self, shares: Coords) -> Coords:
+        """Return the box in the file's frame."""
+        return transform_box(shares, invert(self.to_shares))
 
 
 @lru_cache(maxsize=65536)
-def frame_size(path: str) -> tuple[int, int]:
-    """Return the extent of a picture file's frame in the order of box coordinates: (W, H)."""
-    array = read_image(path).array
-    return array.shape[1], array.shape[0]
+def body_frame(path: str) -> BodyFrame:
+    """Return the frame of a picture's or volume's file.
 
-
-def blank(sample: Sample, folder: Path) -> Sample:
-    """Return the sample with every picture replaced by an even grey one of the same size, written into `folder`.
-
-    Text and box coordinates stay, and so does the road that the picture takes to the model.
+    Raises:
+        ImageError: it cannot be read.
     """
-    paths = []
-    for media in sample.media:
-        width, height = frame_size(media.path)
-        path = folder / f"blank_{width}x{height}.png"
-        if not path.exists():
-            PillowImage.new("L", (width, height), _GREY).save(path)
-        paths.append(str(path))
-    return with_media(sample, paths)
+    shown = read_image(path)
+    sides = shown.array.shape[:3] if isinstance(shown, ReadVolume) else shown.array.shape[:2]
+    first = shown.original.to_canonical if isinstance(shown, ReadVolume) else identity(2)
+    return BodyFrame(chain(first, scaling(*(1 / side for side in sides[::-1]))))
+
+
+def blank(sample: Sample) -> Sample:
+    """Return the sample with an even grey in place of every picture and volume; text and box coordinates stay."""
+    return _changed(sample, [{"blank": True}] * len(sample.media))
 
 
 def with_media(sample: Sample, paths: Sequence[str]) -> Sample:
     """Return the sample with the files of its media replaced, in reading order; nothing else changes."""
-    left = iter(paths)
-    messages = tuple(
-        message.model_copy(update={"content": tuple(_with_path(part, left) for part in message.content)})
-        for message in sample.messages
-    )
-    return sample.model_copy(update={"messages": messages})
+    return _changed(sample, [{"path": path} for path in paths])
 
 
 def shuffle(samples: Sequence[Sample], seed: int = 0) -> list[Sample | None]:
@@ -96,5 +109,18 @@ def _kind(sample: Sample) -> tuple[str, ...]:
     return (sample.meta.modality, *(media.type for media in sample.media))
 
 
-def _with_path(part: object, left: Iterator[str]) -> object:
-    return part.model_copy(update={"path": next(left)}) if isinstance(part, Image | Volume) else part
+def _changed(sample: Sample, updates: Sequence[Mapping[str, object]]) -> Sample:
+    """Return the sample with fields of its media replaced, one update for each of them in reading order."""
+    left = iter(updates)
+    messages = tuple(
+        message.model_copy(
+            update={
+                "content": tuple(
+                    part.model_copy(update=next(left)) if isinstance(part, Image | Volume) else part
+                    for part in message.content
+                )
+            }
+        )
+        for message in sample.messages
+    )
+    return sample.model_copy(update={"messages": messages})

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,14 +14,14 @@ from medmvl import __version__
 from medmvl.core.atomic import atomic_file
 from medmvl.core.config import load_yaml
 from medmvl.eval.ask import Target, ask
-from medmvl.eval.controls import frame_size
+from medmvl.eval.controls import body_frame
 from medmvl.eval.report import PREDICTIONS, SCORES, write_report
 from medmvl.eval.task import Task, load_tasks
 from medmvl.eval.trial import Trial
 from medmvl.imaging.cache import PreparedStore
 
 _PACKAGES = ("torch", "transformers", "numpy")
-_PICTURES = ("", "blank_image", "shuffled_image")  # conditions in which the model is asked; "" = the real pictures
+_SHOWN = ("", "blank_image", "shuffled_image")  # what the model is shown when asked; "" = the sample's own media
 
 
 def evaluate(
@@ -50,7 +49,7 @@ def evaluate(
         limit: ask at most so many samples of each task; the same patients in every task.
         batch_size: samples handed to the model at once.
         resamples: bootstrap draws per interval.
-        seed: of the patients under `limit`, the shuffled pictures and the bootstrap draws.
+        seed: of the patients under `limit`, the shuffled media and the bootstrap draws.
         logs: training logs (JSONL) whose curves the report shows.
         device, allow_code: how a bundle given by its path is loaded; see `medmvl.load`.
         prepared: folder that keeps prepared volumes between uses, as `run.prepared` of a recipe; changes no score.
@@ -65,12 +64,12 @@ def evaluate(
     """
     chosen = load_tasks(tasks)
     roots = _roots(target) if roots is None else roots
-    frame_size.cache_clear()  # a file may have changed since the last evaluation
+    body_frame.cache_clear()  # a file may have changed since the last evaluation
     trials = [Trial.load(task, roots, limit, seed) for task in chosen]
     model = _opened(target, device, allow_code)
-    with tempfile.TemporaryDirectory(prefix="medmvl-eval-") as scratch, _keeping(model, prepared):
-        for condition in _PICTURES:
-            _run(model, trials, condition, Path(scratch), batch_size, seed)
+    with _keeping(model, prepared):
+        for condition in _SHOWN:
+            _run(model, trials, condition, batch_size, seed)
     for trial in trials:
         if "majority" in trial.task.controls:
             trial.guess()
@@ -122,10 +121,10 @@ def join(folders: Sequence[str | Path], out: str | Path, logs: Sequence[str | Pa
     return joined
 
 
-def _run(model: Target, trials: Sequence[Trial], condition: str, scratch: Path, batch_size: int, seed: int) -> None:
-    """Ask all tasks under one condition together, so that a picture's questions of every task meet."""
+def _run(model: Target, trials: Sequence[Trial], condition: str, batch_size: int, seed: int) -> None:
+    """Ask all tasks under one condition together, so that all questions about one file meet."""
     asking = [trial for trial in trials if not condition or condition in trial.task.controls]
-    requests = [(trial, request) for trial in asking for request in trial.requests(condition, scratch, seed)]
+    requests = [(trial, request) for trial in asking for request in trial.requests(condition, seed)]
     if not requests:
         return
     answers, excluded = ask(model, [request for _, request in requests], batch_size)

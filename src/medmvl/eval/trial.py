@@ -13,7 +13,7 @@ from medmvl.core.schema import BoxRef, Sample, SampleError, Text
 from medmvl.data.store import SampleStore, Source, StoreError, find_source
 from medmvl.eval.answers import Parsed, ReadBoxes, parse, reference
 from medmvl.eval.ask import Request
-from medmvl.eval.controls import blank, frame_size, shuffle
+from medmvl.eval.controls import blank, body_frame, shuffle
 from medmvl.eval.metrics.table import per_sample
 from medmvl.eval.stats import bootstrap, mean_box, most_frequent
 from medmvl.eval.task import Task
@@ -22,6 +22,7 @@ from medmvl.imaging.picture import ImageError
 _LOG = get_logger(__name__)
 _ABOUT = ("name", "version", "licence", "description")
 _GUESS_FROM = 2000  # training samples looked at, at most, for the majority baseline
+_GUESS_BOXES_FROM = 500  # of those with boxes, whose files have to be read
 
 Record = dict[str, Any]
 """One line of predictions.jsonl."""
@@ -48,7 +49,7 @@ class Trial:
         about: name, version, licence and description of the data, as far as its manifest tells.
         samples: id -> sample with its true answer.
         references: id -> true answer as metrics take it.
-        records: condition ("" = the real pictures, or a control's name) -> one record per answered question.
+        records: condition ("" = the real media, or a control's name) -> one record per answered question.
         excluded: samples that could not be asked.
         roots: folders in which the source and its media lie.
     """
@@ -98,12 +99,12 @@ class Trial:
         """Note that a sample could not be asked."""
         self.excluded.append(Excluded(sample_id, self.task.name, control, reason))
 
-    def requests(self, control: str, scratch: Path, seed: int) -> list[Request]:
+    def requests(self, control: str, seed: int) -> list[Request]:
         """Return the questions under a condition.
 
         Args:
-            control: "" for the real pictures; "blank_image" or "shuffled_image" ask what these could answer.
-            scratch: folder for blank pictures.
+            control: "" for the real media; "blank_image" or "shuffled_image" ask again what could be answered with
+                them, about an even grey or another patient's.
             seed: of the shuffle.
         """
         samples = list(self.samples.values())
@@ -111,18 +112,19 @@ class Trial:
             return [Request(self.task, sample, sample.prompt()) for sample in samples]
         asked = {record["id"] for record in self.records.get("", ())}
         samples = [sample for sample in samples if sample.id in asked]
-        changed = shuffle(samples, seed) if control == "shuffled_image" else [blank(s, scratch) for s in samples]
+        changed = shuffle(samples, seed) if control == "shuffled_image" else map(blank, samples)
         requests = []
         for sample, other in zip(samples, changed, strict=True):
             if other is None:
-                self.exclude(sample.id, control, f"no other patient has a picture of modality {sample.meta.modality!r}")
+                what = " and ".join(dict.fromkeys(media.type for media in sample.media))
+                self.exclude(sample.id, control, f"no other patient has {what} of modality {sample.meta.modality!r}")
             else:
                 requests.append(Request(self.task, sample, other.prompt(), control))
         return requests
 
     def record(self, request: Request, text: str, read_boxes: ReadBoxes) -> None:
         """Parse and score one answer."""
-        # Boxes are read in the frame of the sample's own picture: there the true box lies, also under a control.
+        # Boxes are read in the frame of the sample's own file: there the true box lies, also under a control.
         parsed = parse(self.task.answer, text, request.sample, read_boxes)
         shown = () if request.control == "blank_image" else request.prompt.media_key
         self._note(request.sample, request.control, text, parsed, shown)
@@ -139,16 +141,16 @@ class Trial:
         if self.task.answer == "box":
             mean = mean_box([truth for truth in truths if not isinstance(truth, str)])
             for sample in asked:
-                self._note(sample, "majority", "", _scaled(mean, sample, into_share=False), ())
+                self._note(sample, "majority", "", body_frame(sample.media[0].path).box(mean), ())
         else:
             answer = most_frequent([str(truth) for truth in truths])
             for sample in asked:
                 self._note(sample, "majority", answer, answer, ())
 
     def _answer(self, sample: Sample) -> Parsed:
-        """Return a sample's true answer; a box in shares of its frame, so that pictures of any size can be averaged."""
+        """Return a sample's true answer; a box in shares, so that files of any size and layout can be averaged."""
         truth = reference(self.task.answer, sample)
-        return truth if isinstance(truth, str) else _scaled(truth, sample, into_share=True)
+        return truth if isinstance(truth, str) else body_frame(sample.media[0].path).shares(truth)
 
     def _training_answers(self) -> list[Parsed]:
         """Return true answers of the training split; [] where there is none, broken samples left out."""
@@ -159,7 +161,8 @@ class Trial:
         except StoreError as error:
             _LOG.info("%s: the majority baseline knows the %s answers: %s", self.task.name, self.task.split, error)
             return answers
-        for sample in _readable(store, range(0, len(store), 1 + len(store) // _GUESS_FROM), broken.append):
+        most = _GUESS_BOXES_FROM if self.task.answer == "box" else _GUESS_FROM
+        for sample in _readable(store, range(0, len(store), 1 + len(store) // most), broken.append):
             try:
                 answers.append(self._answer(sample))
             except (SampleError, ImageError) as error:
@@ -228,12 +231,6 @@ def _some(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
         return hashlib.sha256(f"{seed}/{samples[index].patient}".encode()).digest(), index
 
     return [samples[index] for index in sorted(sorted(range(len(samples)), key=draw)[:limit])]
-
-
-def _scaled(box: Sequence[float], sample: Sample, into_share: bool) -> tuple[float, ...]:
-    """Turn a box of the file's frame into shares of it, or back."""
-    size = frame_size(sample.media[0].path)
-    return tuple(c / size[i % len(size)] if into_share else c * size[i % len(size)] for i, c in enumerate(box))
 
 
 def _question(sample: Sample) -> tuple[str, list[tuple[float, ...]]]:

@@ -10,7 +10,7 @@ from medmvl.imaging.augment import Augmentation, augment, augment_volume
 from medmvl.imaging.cache import PreparedStore
 from medmvl.imaging.fit import fit_volume
 from medmvl.imaging.geometry import chain, identity
-from medmvl.imaging.prepare import normalise, prepare
+from medmvl.imaging.prepare import blank, normalise, prepare
 from medmvl.imaging.read import read_picture, read_volume
 from medmvl.imaging.spec import VisionSpec
 
@@ -43,6 +43,7 @@ class Media:
     `key` tells equal views apart from others: the path, and the seed if it is augmented. `token` is the placeholder's
     id, which stands `num_tokens` times in the ids. `question` is what a tower that reads text reads beside the view,
     in ids of its own tokenizer; None for all other towers. `store` saves fitting volumes again; it changes no value.
+    A `blank` one has the frame of its file, and even grey in place of what the file shows.
     """
 
     tower: str
@@ -56,6 +57,7 @@ class Media:
     seed: Seed = ()
     question: tuple[int, ...] | None = None
     store: PreparedStore | None = None
+    blank: bool = False
     plain: "Media | None" = None
     """The same medium without a question, which holds the view for all questions about it."""
 
@@ -73,9 +75,10 @@ class Media:
         if self.plain is not None:
             return self.plain.view
         try:
-            return self._volume() if self.spec.is_volume else self._picture()
+            view = self._volume() if self.spec.is_volume else self._picture()
         except (ValueError, OSError) as error:
             raise SampleError(str(error).removeprefix(f"{self.path}: "), self.sample_id, self.path) from error
+        return replace(view, pixels=blank(self.spec)) if self.blank else view
 
     def _picture(self) -> View:
         picture = read_picture(self.path)

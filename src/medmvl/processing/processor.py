@@ -242,12 +242,13 @@ class Processor:
                 raise SampleError(f"it shows one {part.type}, but the model takes: {have}", sample.id, part.path)
             own_seed = (*seed, paths.index(part.path))
             key = part.path if augmentation is None else f"{part.path}@{own_seed}"
+            key += " blank" if part.blank else ""
             keys.append(key)
             if key not in pool:
                 tower, token = self.towers[name], self.placeholder_ids[name]
                 pool[key] = Media(
                     name, key, token, tower.num_tokens, part.path, sample.id, tower.spec, augmentation, own_seed,
-                    store=self.store,
+                    store=self.store, blank=part.blank,
                 )  # fmt: skip
         return tuple(pool[key] for key in keys)
 
