@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from medmvl.imaging.picture import ImageError
 
-MAX_VOXELS = int(os.environ.get("MEDMVL_MAX_VOXELS", 2**31))
-"""Larger volumes are refused before memory is allocated; the default holds a CT of 2048 slices of 1024 x 1024."""
+DEFLATE_LIMIT = 1032
+"""Nothing that gzip or zlib packs becomes smaller than by this factor."""
 
 SHEAR = 1e-3
 """Axes whose unit vectors have a larger scalar product (0.06 degrees from a right angle) are sheared."""
@@ -23,23 +20,6 @@ ORIENTATION_HINT = (
 )
 
 _VECTORS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
-
-
-def check_size(file: Path, size: Sequence[int]) -> None:
-    """Refuse a size (any order) without voxels, or with more than `MAX_VOXELS`.
-
-    Raises:
-        ImageError: names the size and how to raise the limit.
-    """
-    text = " x ".join(map(str, size))
-    if min(size) < 1:
-        raise ImageError(file, f"the volume has no voxels: its header says {text}; repair the header")
-    if prod(size) > MAX_VOXELS:
-        raise ImageError(
-            file,
-            f"its header says {text} voxels, more than the limit of {MAX_VOXELS:,} that protects the memory; if you "
-            "trust the file, set the environment variable MEDMVL_MAX_VOXELS to a larger number",
-        )
 
 
 def check_length(file: Path, found: int, needed: int, data: Path | None = None) -> None:

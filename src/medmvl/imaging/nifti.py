@@ -18,12 +18,12 @@ import numpy as np
 
 from medmvl.core.log import get_logger
 from medmvl.imaging.address import Address
-from medmvl.imaging.header import ORIENTATION_HINT, axes_of, check_length, check_size, stated_direction
+from medmvl.imaging.header import DEFLATE_LIMIT, ORIENTATION_HINT, axes_of, check_length, stated_direction
 from medmvl.imaging.hounsfield import Rescale, choose
 from medmvl.imaging.orient import from_file, orientation_of
 from medmvl.imaging.picture import ImageError
 from medmvl.imaging.values import to_values
-from medmvl.imaging.volume import Volume
+from medmvl.imaging.volume import Volume, check_voxels
 
 _log = get_logger(__name__)
 
@@ -52,7 +52,6 @@ _OTHER_TYPES = {
 }  # fmt: skip
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre -> mm
 _GZIP = b"\x1f\x8b"
-_DEFLATE_LIMIT = 1032  # deflate makes nothing smaller than by this factor
 _PIECE = 2**16  # of a packed file: what it becomes stays within the processor's cache
 _BEYOND = 2**20  # bytes behind the voxels that are still read
 
@@ -138,7 +137,7 @@ def _read_header(file: Path) -> _Header:
         raise ImageError(file, f"has no header beside it: {told.name} is missing")
     fields, single = _fields(file, _start(told, 540))
     size, volumes = _extent(file, fields["dim"])
-    check_size(file, size)
+    check_voxels(file, size[::-1])
     code = int(fields["datatype"][0])
     if code not in _TYPES:
         what = _OTHER_TYPES.get(code, "an unknown type")
@@ -245,7 +244,7 @@ def _from_quaternion(file: Path, fields: dict[str, np.ndarray], steps: np.ndarra
     rest = 1 - (b * b + c * c + d * d)
     if not rest > -1e-3:  # catches NaN too
         raise ImageError(file, f"its qform is no rotation (quaternion {b:g}, {c:g}, {d:g}); repair the header")
-    a = np.sqrt(max(rest, 0.0))
+    a = np.sqrt(rest) if rest >= 1e-7 else 0.0  # the rest is rounding, as nifti1_io.c has it
     a, b, c, d = np.array([a, b, c, d]) / np.linalg.norm([a, b, c, d])
     turn = np.array(
         [
@@ -287,7 +286,7 @@ def _decode(file: Path, header: _Header, index: int) -> np.ndarray:
     with header.data.open("rb") as stream:
         packed = stream.read(2) == _GZIP
         stream.seek(0)
-        check_length(file, there * (_DEFLATE_LIMIT if packed else 1), start + needed, header.data)
+        check_length(file, there * (DEFLATE_LIMIT if packed else 1), start + needed, header.data)
         if not packed:
             return np.fromfile(stream, header.stored, count, offset=start)
         values = np.empty(count, header.stored)

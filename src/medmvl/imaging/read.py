@@ -26,8 +26,10 @@ READERS: dict[str, str] = {
 
 VOLUME_READERS: dict[str, str] = {
     **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz"), "medmvl.imaging.nifti:read_nifti"),
-    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "medmvl.imaging.itk:read_itk"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "medmvl.imaging.itk:read_nrrd"),
+    **dict.fromkeys((".mha", ".mhd"), "medmvl.imaging.itk:read_meta"),
     **dict.fromkeys((".npy", ".npz"), "medmvl.imaging.arrays:read_array"),
+    **dict.fromkeys((".dcm", ".dicom", ".dic", ".ima"), "medmvl.imaging.series:read_multiframe"),
     "folder": "medmvl.imaging.series:read_series",
 }
 """Suffix -> reader of one volume, called with the file and its `Address`; the DICOM ones with what they need of it."""
@@ -117,14 +119,14 @@ def _read(address: Address, wanted: type | None) -> Picture | Volume:
         kind = _kind(file)
     except OSError as error:  # a folder above may not be entered, a name is too long, a disk fails
         raise ImageError(address.given, f"cannot be reached: {error.strerror or error}") from error
-    if kind in _DICOM and kind in VOLUME_READERS and address.frame is None and wanted is not Picture:
+    if kind in _DICOM and address.frame is None and wanted is not Picture:
         volume = _dicom_volume(address, kind)
         if volume is not None:
             return volume
     declared = address.unit is not None or address.hu is not None
     as_volume = kind in VOLUME_READERS and kind not in _DICOM
-    if kind in READERS and not (as_volume and (wanted is Volume or declared)):
-        as_volume = False
+    if as_volume and kind in READERS:  # .npy holds either
+        as_volume = wanted is Volume or (wanted is None and declared)
     if as_volume and wanted is Picture:
         raise ImageError(file, f"holds a volume where a picture is wanted; name {_PICTURE_SUFFIXES}, or use it as one")
     if not as_volume and wanted is Volume:
@@ -149,20 +151,22 @@ def _picture(address: Address, kind: str) -> Picture:
 
 def _dicom_volume(address: Address, kind: str) -> Volume | None:
     """Read a series, or a file of several frames; None where the file is no volume."""
-    file, reader = address.file, resolve(VOLUME_READERS, kind, f"reader of {address.file}")
+    reader = cast(Callable[..., Volume | None], resolve(VOLUME_READERS, kind, f"reader of {address.file}"))
+    # For DICOM's CT the header's rescaling gives Hounsfield units anyway.
+    hu = address.hu or ("header" if address.unit == "HU" else None)
     if kind == _FOLDER:
         _refuse_others(address, kind)
-        volume = cast(Callable[[Path, str | None], Volume], reader)(file, address.series)
+        volume = reader(address.file, address.series, hu)
     else:
-        found = cast(Callable[[Path], Volume | None], reader)(file)
-        if found is None:
-            return None
-        _refuse_others(address, "multiframe")
-        volume = found
-    if address.hu not in (None, "header") or address.unit not in (None, "HU"):
-        raise ImageError(file, "is DICOM, which states its own rescaling; only hu=header or unit=HU can be asked of it")
-    if volume.unit != "HU" and (address.hu or address.unit):
-        raise ImageError(file, f"does not state Hounsfield units (modality {volume.modality or 'unknown'})")
+        volume = reader(address.file, hu)
+    if volume is None:
+        return None
+    _refuse_others(address, "multiframe" if kind != _FOLDER else kind)
+    if address.unit not in (None, "HU") or (hu is not None and volume.unit != "HU"):
+        stated = volume.unit or "unknown units"
+        raise ImageError(
+            address.file, f"is DICOM of modality {volume.modality or 'unknown'} in {stated}, not {address.unit or 'HU'}"
+        )
     return dataclasses.replace(volume, path=address.given)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from medmvl.imaging.picture import ImageError
 CANONICAL = "SPL"
 """Where the indices of [D, H, W] grow to: superior, posterior, the patient's left."""
 
-MAX_VOXELS = 2**30
+MAX_VOXELS = int(os.environ.get("MEDMVL_MAX_VOXELS", 2**30))
 """The largest volume that is read: 1024 slices of 1024 x 1024, 2 GB as int16; more is taken for a damaged header."""
 
 
@@ -92,6 +93,6 @@ def check_voxels(path: str | Path, size: Sequence[int]) -> None:
         raise ImageError(
             path,
             f"its header says {stated} (depth x height x width), more than the {MAX_VOXELS:,} voxels that protect from "
-            "damaged headers; cut the volume into smaller ones, or, if you trust the file, raise "
-            "medmvl.imaging.volume.MAX_VOXELS",
+            "damaged headers; cut the volume into smaller ones, or, if you trust the file, set the environment "
+            "variable MEDMVL_MAX_VOXELS to a larger number",
         )
