@@ -120,7 +120,7 @@ def slices(image, **elements):
 
 def write_series(folder, made, seed=0, compress=None):
     """Write slices under names that say nothing about their order; `compress` is one of `SYNTAX`."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     names = np.random.default_rng(seed).permutation(len(made))
     for name, data in zip(names, made, strict=True):
         path = save(folder / f"IM{name:04d}.dcm", data)

@@ -70,6 +70,13 @@ def small_series():
         return {path.name: path.read_bytes() for path in written.iterdir()}
 
 
+@functools.cache
+def small_multiframe():
+    """The bytes of a file of three frames, the same at every call."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save(Path(folder) / "a.dcm", multiframe(phantom.image(), [2, 0, 1])).read_bytes()
+
+
 def refused(read, path, *words):
     with pytest.raises(ImageError) as caught:
         read()
@@ -85,7 +92,7 @@ class TestPlace:
     @pytest.mark.parametrize("orientation", phantom.ORIENTATIONS)
     def test_48_orientations_with_shuffled_names(self, tmp_path, orientation):
         image = phantom.image(orientation)
-        folder = write_series(tmp_path / "ct", slices(image), seed=hash(orientation) % 1000)
+        folder = write_series(tmp_path / "ct", slices(image), seed=phantom.ORIENTATIONS.index(orientation))
         check_phantom(read_series(folder), in_file_frame(image))
 
     @pytest.mark.parametrize("orientation", phantom.ORIENTATIONS)
@@ -407,6 +414,9 @@ class TestFolder:
         refused(lambda: read_series(folder), folder, "only 1 DICOM files without a picture")
         write_series(folder / "series7", slices(phantom.image()))
         refused(lambda: read_series(folder), folder, "its subfolders do (series7)")
+        for index in range(6):
+            write_series(folder / f"deep{index}" / "below", slices(phantom.image())[:1])
+        refused(lambda: read_series(folder), folder, "deep0/below, deep1/below", "deep4/below and more)")
 
     def test_one_slice_is_a_picture(self, tmp_path):
         folder = write_series(tmp_path / "ct", slices(phantom.image())[:1])
@@ -588,6 +598,21 @@ class TestRefusals:
 
 
 class TestMultiframe:
+    @settings(max_examples=80, deadline=None)
+    @given(data=st.data())
+    def test_damaged_files_never_raise_anything_else(self, tmp_path_factory, data):
+        path = tmp_path_factory.mktemp("damaged") / "a.dcm"
+        content = bytearray(small_multiframe())
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(132, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert isinstance(read_multiframe(path), Volume | None)
+            except ImageError as error:
+                assert NAME not in str(error)
+
     def refuse(self, tmp_path, data, *words):
         path = save(tmp_path / "a.dcm", data)
         return refused(lambda: read_multiframe(path), path, *words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -35,22 +36,28 @@ _TELLS = {
     "ImageType": "image type",
 }
 _ELEMENTS = [*SLICE_ELEMENTS, "SeriesInstanceUID", "SeriesNumber", "SOPInstanceUID", *_TELLS]
-_MOST_LISTED = 30
+_MOST_LISTED, _MOST_NAMED = 30, 5
 
 
 @dataclass(frozen=True, eq=False)
 class _File:
+    """A file of the folder; what the choice between series needs is read off its header at once.
+
+    Attributes:
+        pixels_at: where its pixels begin.
+        series, number: SeriesInstanceUID and SeriesNumber, "" where it states none.
+        size: "rows x columns", "" for a file that is no slice.
+    """
+
     path: Path
     header: Dataset
     pixels_at: int
-
-    @property
-    def series(self) -> str:
-        return str(self.header.get("SeriesInstanceUID") or "")
-
-    @property
-    def num_frames(self) -> int:
-        return int(self.header.get("NumberOfFrames") or 1)
+    series: str
+    number: str
+    modality: str
+    size: str
+    num_frames: int
+    is_localizer: bool
 
 
 def read_series(folder: Path, series: str | None = None, hu: HuSource | None = None) -> Volume:
@@ -123,7 +130,7 @@ def _images(folder: Path) -> list[_File]:
                     ) from error
                 others += 1
                 continue
-            if _is_slice(file):
+            if file.size:
                 found.append(file)
             else:
                 without += 1
@@ -142,26 +149,39 @@ def _open(path: Path) -> _File:
         raise ImageError(path, "is empty (0 bytes); its download or copy failed, get the file again")
     with path.open("rb") as file:
         header = read_header(path, file, _ELEMENTS)
-        return _File(path, header, file.tell())
+        pixels_at = file.tell()
+    list(header)  # converts every element now, so that a malformed one is told with its file
+    number = header.get("SeriesNumber")
+    return _File(
+        path,
+        header,
+        pixels_at,
+        series=str(header.get("SeriesInstanceUID") or ""),
+        number="" if number is None else str(number),
+        modality=str(header.get("Modality") or ""),
+        size=f"{header.Rows} x {header.Columns}" if _is_slice(path, header) else "",
+        num_frames=int(header.get("NumberOfFrames") or 1),
+        is_localizer="LOCALIZER" in str(header.get("ImageType") or "").upper(),
+    )
 
 
-def _is_slice(file: _File) -> bool:
+def _is_slice(path: Path, header: Dataset) -> bool:
     """Whether a file holds a picture of the patient; refuses one that should and does not."""
-    meta = getattr(file.header, "file_meta", {})
-    kind = UID(file.header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
-    if has_picture(file.header):
+    meta = getattr(header, "file_meta", {})
+    kind = UID(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
+    if has_picture(header):
         return kind not in (SegmentationStorage, RTDoseStorage)
     if not kind or "Image Storage" in kind.name:
-        raise ImageError(file.path, "its DICOM header ends before its pixels are described; get the file again")
+        raise ImageError(path, "its DICOM header ends before its pixels are described; get the file again")
     return False
 
 
 def _nothing(folder: Path, without: int, others: int) -> str:
     """Say what the folder holds instead of slices, and where else they may be."""
-    below = _subfolders_with_dicom(folder)
+    below = list(islice(_subfolders_with_dicom(folder), _MOST_NAMED + 1))
     if below:
-        names = ", ".join(str(path.relative_to(folder)) for path in below[:5])
-        more = f" and {len(below) - 5} more" if len(below) > 5 else ""
+        names = ", ".join(str(path.relative_to(folder)) for path in below[:_MOST_NAMED])
+        more = " and more" if len(below) > _MOST_NAMED else ""
         return f"holds no DICOM slices itself, but its subfolders do ({names}{more}); name one of them"
     if without:
         return f"holds no DICOM slices, only {without} DICOM files without a picture (reports, structures, directories)"
@@ -170,20 +190,20 @@ def _nothing(folder: Path, without: int, others: int) -> str:
     return "is an empty folder; name a file, or a folder of DICOM slices"
 
 
-def _subfolders_with_dicom(folder: Path) -> list[Path]:
-    """Return the folders below that hold a file with DICOM's mark among their first few."""
-    found = []
-    for parent, _, names in os.walk(folder):
-        for name in sorted(names)[:5] if Path(parent) != folder else ():
-            try:
-                with open(Path(parent, name), "rb") as file:
-                    marked = file.read(132)[128:] == b"DICM"
-            except OSError:
-                continue
-            if marked:
-                found.append(Path(parent))
-                break
-    return sorted(found)
+def _subfolders_with_dicom(folder: Path) -> Iterator[Path]:
+    """Yield the folders below that hold a file with DICOM's mark among their first few."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        if Path(parent) != folder and any(_is_marked(Path(parent, name)) for name in sorted(names)[:5]):
+            yield Path(parent)
+
+
+def _is_marked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _choose(folder: Path, files: Sequence[_File], series: str | None) -> list[_File]:
@@ -193,7 +213,7 @@ def _choose(folder: Path, files: Sequence[_File], series: str | None) -> list[_F
         groups.setdefault(file.series, []).append(file)
     chosen = list(groups)
     if series is not None:
-        chosen = [uid for uid in groups if str(series) in (uid, short_hash(uid), _number(groups[uid]))]
+        chosen = [uid for uid in groups if str(series) in (uid, short_hash(uid), groups[uid][0].number)]
     if len(chosen) != 1:
         if series is None:
             problem = f"holds {len(groups)} series and none was chosen; name one, as in '{folder}#series=...'"
@@ -201,7 +221,7 @@ def _choose(folder: Path, files: Sequence[_File], series: str | None) -> list[_F
             problem = f"{len(chosen) or 'none'} of its series {'are' if chosen else 'is'} {series!r}; name one"
         raise ImageError(folder, f"{problem}:\n{_listing(groups)}")
     members = groups[chosen[0]]
-    rest = [file for file in members if "LOCALIZER" not in str(file.header.get("ImageType") or "").upper()]
+    rest = [file for file in members if not file.is_localizer]
     if rest and len(rest) < len(members):
         _log.info("%s: left out %d localizers of the series", folder, len(members) - len(rest))
     return rest or members
@@ -209,25 +229,20 @@ def _choose(folder: Path, files: Sequence[_File], series: str | None) -> list[_F
 
 def _listing(groups: dict[str, list[_File]]) -> str:
     """Describe each series in a line, without anything that names a patient, study or machine."""
-    numbers = [_number(files) for files in groups.values()]
+    numbers = [files[0].number for files in groups.values()]
     lines = []
     for uid, files in groups.items():
-        number, header = _number(files), files[0].header
+        number, modality = files[0].number, files[0].modality or "unknown modality"
         names = [number] if number and numbers.count(number) == 1 else []
         names += [short_hash(uid)] if uid else []
-        sizes = sorted({f"{file.header.Rows} x {file.header.Columns}" for file in files})
+        sizes = sorted({file.size for file in files})
         count = sum(file.num_frames for file in files)
         lines.append(
-            f"  series={' or '.join(names) or 'unnamed'}: {header.get('Modality') or 'unknown modality'}, {count} "
+            f"  series={' or '.join(names) or 'unnamed'}: {modality}, {count} "
             f"{'slices' if count > 1 else 'slice'} of {', '.join(sizes[:3])}"
         )
     more = [f"  and {len(lines) - _MOST_LISTED} more"] if len(lines) > _MOST_LISTED else []
     return "\n".join([*sorted(lines)[:_MOST_LISTED], *more])
-
-
-def _number(files: Sequence[_File]) -> str:
-    number = files[0].header.get("SeriesNumber")
-    return "" if number is None else str(number)
 
 
 def _plane(file: _File) -> Plane:
