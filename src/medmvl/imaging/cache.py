@@ -80,6 +80,10 @@ class PreparedStore:
         """
         return self._fitted(path, spec, read)[0]
 
+    def refresh(self) -> None:
+        """Take in what is there; done before processes are forked, it is done for all of them."""
+        self._shards.refresh()
+
     def prepare(self, path: str | Path, spec: VisionSpec) -> int:
         """Make sure that a volume is in the cache; return the bytes that were stored, 0 where it was there.
 

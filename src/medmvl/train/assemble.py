@@ -219,7 +219,11 @@ def _chat(stage: Stage, index: int, bundle: Bundle, run: Run, place: Place) -> O
 
 
 def _prepared(run: Run) -> PreparedStore | None:
-    return None if run.prepared is None else PreparedStore(run.prepared)
+    if run.prepared is None:
+        return None
+    store = PreparedStore(run.prepared)
+    store.refresh()  # the processes that load data inherit it
+    return store
 
 
 def _mixture(data: Sequence[Data], questions_per_image: int, run: Run, seed: tuple[int, int]) -> Mixture:
