@@ -173,12 +173,15 @@ class TestPlace:
 
 
 class TestTilt:
-    """A gantry tilted by 20 degrees: slices upright, the table moves along the body's axis."""
+    """A tilted gantry: slices stand upright on their normal, the table moves along the body's axis."""
 
-    def tilted(self, degrees=20.0, smooth=True):
-        """Slices of a field that is linear in the patient's coordinates, so that resampling it is exact."""
-        angle = np.deg2rad(degrees)
-        rows, columns = np.array([1.0, 0, 0]), np.array([0, np.cos(angle), -np.sin(angle)])
+    def tilted(self, *degrees):
+        """Slices of a field that is linear in the patient's coordinates, so that linear resampling of it is exact.
+
+        The gantry is turned around x by the first angle, and around y by the second.
+        """
+        turn = sitk.Euler3DTransform((0, 0, 0), *np.deg2rad((*degrees, 0.0)[:2]), 0.0)
+        rows, columns, _ = np.reshape(turn.GetMatrix(), (3, 3)).T
         made = []
         for index in range(8):
             place = np.array([-10.0, -8.0, 30.0 + 3 * index])
@@ -195,13 +198,16 @@ class TestTilt:
             )  # fmt: skip
         return made
 
-    @pytest.mark.parametrize("degrees", [20.0, -12.5])
+    @pytest.mark.parametrize("degrees", [(20.0,), (-12.5,), (0.0, 15.0), (10.0, -20.0)])
     def test_the_volume_is_straight_and_places_are_kept(self, tmp_path, degrees):
-        volume = read_series(write_series(tmp_path / "ct", self.tilted(degrees)))
+        volume = read_series(write_series(tmp_path / "ct", self.tilted(*degrees)))
         axes_ = np.reshape(volume.direction, (3, 3))
         np.testing.assert_allclose(axes_ @ axes_.T, np.eye(3), atol=1e-9)
-        assert volume.spacing[0] == pytest.approx(3 * np.cos(np.deg2rad(degrees)))
-        assert volume.original.size == (8, 30, 24) and volume.array.shape[1] > 30
+        assert volume.spacing[0] == pytest.approx(3 * np.prod(np.cos(np.deg2rad(degrees))))
+        assert volume.original.size == (8, 30, 24)
+        assert [side > given for side, given in zip(volume.size, (8, 30, 24), strict=True)] == [
+            False, degrees[0] != 0, len(degrees) > 1,
+        ]  # fmt: skip
         outside = volume.array == -1000
         assert outside.any() and not outside.all()
         # Away from the edges every voxel has the field's value at its own place in the patient.
@@ -214,7 +220,7 @@ class TestTilt:
             assert volume.array[z, y, x] == pytest.approx(place @ (10.0, 20.0, 5.0), abs=0.11)
 
     def test_boxes_of_the_slanted_frame(self, tmp_path):
-        volume = read_series(write_series(tmp_path / "ct", self.tilted()))
+        volume = read_series(write_series(tmp_path / "ct", self.tilted(20.0)))
         for own in ((0.5, 0.5, 0.5), (3.5, 7.5, 2.5), (23.5, 29.5, 7.5)):
             canonical = transform_box(own * 2, volume.original.to_canonical)[:3]
             np.testing.assert_allclose(world_of(volume, canonical), world(volume.original, own), atol=1e-5)
@@ -222,7 +228,7 @@ class TestTilt:
         assert z1 - z0 == pytest.approx(8) and y1 - y0 > 30
 
     def test_whole_values_stay_whole(self, tmp_path):
-        made = self.tilted()
+        made = self.tilted(20.0)
         for data in made:
             data.RescaleSlope = 1
         assert read_series(write_series(tmp_path / "ct", made)).array.dtype == np.int16

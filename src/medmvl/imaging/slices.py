@@ -31,7 +31,12 @@ def fill(path: Path, laid: Stack, decoded: Iterable[tuple[int, np.ndarray]], hu:
         path: the file or folder, for messages and `Volume.path`.
         laid: the slices in order.
         decoded: (place in `laid.planes`, stored values [H, W]) in any order, decoded one at a time.
-        hu: where HU come from, see `hounsfield.choose`; None: from the header.
+        hu: where HU come from, see `hounsfield.choose`; None: from the header. "header" makes a CT of unspecified unit
+            one in HU; other modalities keep what their headers say.
+
+    Raises:
+        ImageError: too many voxels, a slice that cannot be decoded, inverted greys, nothing but padding, or values that
+            `values.to_values` refuses.
     """
     check_voxels(path, laid.size)
     modality = laid.planes[0].alike["modality"]
@@ -82,7 +87,8 @@ def _values(
         if mask is not None:
             unmeasured[place] = np.packbits(mask)  # an eighth of a byte each: all of them are kept until the end
             if mask.all():
-                array[place], empty = 0, empty + 1
+                array[place] = 0  # until the lowest value is known
+                empty += 1
                 continue
             stored = np.where(mask, stored[~mask].min(), stored)
         values = _rescaled(stored, scale)

@@ -1,4 +1,4 @@
-"""Lays slices where their headers place them, refuses what is no straight, gapless volume, and fills in the values."""
+"""Lays slices where their headers place them, and refuses what makes no even, gapless volume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medmvl.imaging.picture import ImageError
 _log = get_logger(__name__)
 
 ANGLE = 1e-3
-"""Rows and columns of all slices point the same way, and stand upright on each other, to 0.001 (0.06 degrees)."""
+"""Directions of all slices agree to 0.001 (0.06 degrees); rows and columns are at right angles to twice that."""
 SPACING = 1e-3
 """Pixel spacings of all slices agree to one part in a thousand: half a pixel at the far end of 512."""
 STEP = 0.1
@@ -25,7 +25,7 @@ STEP = 0.1
 SAME = 0.01
 """Two slices nearer to each other than a hundredth of a pixel lie at the same place."""
 BESIDE = 0.5
-"""A stack that leaves the line along its normal by no more than half a pixel is straight."""
+"""A stack is straight if no slice lies more than half a pixel beside the first one, seen along the normal."""
 STEEPEST = 45.0
 """Degrees: more is no tilted gantry (they reach 30) but slices that lie beside each other."""
 
@@ -256,9 +256,9 @@ def _refuse_duplicates(path: Path, planes: Sequence[Plane], along: np.ndarray, j
     first = shared[0]
     place = f"{along[joined.argmax()]:.2f} mm: {_names(first)}"
     several = {
-        what: sorted({one.tells[what] for one in planes})
-        for what in planes[0].tells
-        if any(len({one.tells[what] for one in members}) > 1 for members in shared)
+        what: sorted({one.tells.get(what, "none") for one in planes})
+        for what in sorted({what for one in planes for what in one.tells})
+        if any(len({one.tells.get(what) for one in members}) > 1 for members in shared)
     }
     if several:
         why = "they differ in " + ", ".join(f"{what} ({_few(values)})" for what, values in several.items())
@@ -281,7 +281,7 @@ def _drift(
         ImageError: single slices lie beside the others, or the tilt is too steep to be one.
     """
     counts = np.arange(len(beside))[:, None]
-    if np.abs(beside - beside.mean(0)).max() <= BESIDE:
+    if np.abs(beside).max() <= BESIDE:
         return 0.0, 0.0
     centred = counts - counts.mean()
     drift = (centred * beside).sum(0) / (centred**2).sum()
@@ -298,7 +298,7 @@ def _drift(
         raise ImageError(
             path,
             f"its slices lie beside each other more than above: {degrees:.0f} degrees from their normal; the positions "
-            "or orientations in their headers are wrong",
+            "or orientations in their headers are wrong; repair them",
         )
     _log.info("%s: the gantry was tilted by %.1f degrees; resampled to a straight grid", path, degrees)
     return float(drift[0]), float(drift[1])
