@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from medmvl.core.log import get_logger
+from medmvl.core.schema import split_fragment
 from medmvl.imaging.picture import ImageError
 
 DEFLATE_LIMIT = 1032
@@ -18,6 +20,9 @@ ORIENTATION_HINT = (
     "left and right are not guessed. If you know where its axes point, say so in the path, slices, rows and columns "
     "in this order: '{name}#orientation=SPL' for indices that grow to superior, posterior and the patient's left"
 )
+
+_log = get_logger(__name__)
+_WARNED: set[tuple[str, str]] = set()
 
 _VECTORS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 
@@ -80,3 +85,11 @@ def stated_direction(file: Path, letters: str) -> tuple[float, ...]:
             "grow to, as in 'SPL'",
         )
     return tuple(float(number) for letter in letters[::-1] for number in _VECTORS[letter])
+
+
+def warn_once(path: str | Path, subject: str, doubt: str) -> None:
+    """Warn about a file, once per process and subject: training reads it in every epoch, under one address or more."""
+    key = split_fragment(str(path))[0], subject
+    if key not in _WARNED:
+        _WARNED.add(key)
+        _log.warning("%s: %s", path, doubt)

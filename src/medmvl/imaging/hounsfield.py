@@ -11,10 +11,8 @@ from typing import Self
 
 import numpy as np
 
-from medmvl.core.log import get_logger
+from medmvl.imaging.header import warn_once
 from medmvl.imaging.picture import ImageError
-
-_log = get_logger(__name__)
 
 HU_SOURCES = ("header", "already_hu")
 """Sources that need no number: the header's rescaling gives HU; or the stored values are HU, whatever it says."""
@@ -127,9 +125,6 @@ def _row(path: str | Path, line: int, row: Mapping[str, str]) -> Rescale:
     return Rescale(slope, intercept)
 
 
-_DOUBTED: set[str] = set()
-
-
 def check_range(values: np.ndarray, path: str | Path) -> None:
     """Warn, once per file, where values that are used as Hounsfield units do not look like them.
 
@@ -140,8 +135,6 @@ def check_range(values: np.ndarray, path: str | Path) -> None:
         values: [D, H, W]; an even sample of them is looked at.
         path: named in the warning.
     """
-    if str(path) in _DOUBTED:
-        return
     step = max(1, round((values.size / 500_000) ** (1 / 3)))
     sample = values[::step, ::step, ::step]
     low, high = float(sample.min()), float(sample.max())
@@ -154,8 +147,9 @@ def check_range(values: np.ndarray, path: str | Path) -> None:
         doubt = f"only {soft:.1%} are between -250 and 250, as where the intercept is wrong or was applied twice"
     else:
         return
-    _DOUBTED.add(str(path))
-    _log.warning(
-        "%s: its values, from %g to %g, hardly are Hounsfield units: %s. Say where they come from: "
-        "hu=header, hu=already_hu, slope and intercept, or a metadata table", path, low, high, doubt,
-    )  # fmt: skip
+    warn_once(
+        path,
+        "Hounsfield units",
+        f"its values, from {low:g} to {high:g}, hardly are Hounsfield units: {doubt}. Say where they come from: "
+        "hu=header, hu=already_hu, slope and intercept, or a metadata table",
+    )

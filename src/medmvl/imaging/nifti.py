@@ -16,16 +16,13 @@ from typing import IO
 
 import numpy as np
 
-from medmvl.core.log import get_logger
 from medmvl.imaging.address import Address
-from medmvl.imaging.header import DEFLATE_LIMIT, ORIENTATION_HINT, axes_of, check_length, stated_direction
+from medmvl.imaging.header import DEFLATE_LIMIT, ORIENTATION_HINT, axes_of, check_length, stated_direction, warn_once
 from medmvl.imaging.hounsfield import Rescale, choose
 from medmvl.imaging.orient import from_file, orientation_of
 from medmvl.imaging.picture import ImageError
 from medmvl.imaging.values import to_values
 from medmvl.imaging.volume import Volume, check_voxels
-
-_log = get_logger(__name__)
 
 # Offsets of nifti1.h and nifti2.h.
 _V1 = {
@@ -231,8 +228,8 @@ def _geometry(
     if not np.isfinite(matrix[:, 3]).all():
         raise ImageError(file, f"its {name} holds NaN or infinite numbers; repair the header")
     if not np.allclose(spacing[::-1], steps, rtol=0.01):
-        _log.warning("%s: voxels measure %s mm by its pixdim, %s mm by its sform; the sform is followed",
-                     file, _text(steps), _text(spacing[::-1]))  # fmt: skip
+        doubt = f"voxels measure {_text(steps)} mm by its pixdim, {_text(spacing[::-1])} mm by its sform"
+        warn_once(file, "spacing", f"{doubt}; the sform is followed")
     if len(found) > 1:
         _compare(file, direction, axes_of(file, found[1][1][:, :3], "qform")[1])
     return spacing, tuple(matrix[:, 3].tolist()), direction
@@ -273,8 +270,8 @@ def _compare(file: Path, sform: tuple[float, ...], qform: tuple[float, ...]) -> 
             "different sides; left and right are not guessed: set the code of the wrong one to 0",
         )
     if orientation_of(sform) != orientation_of(qform):
-        _log.warning("%s: sform (%s) and qform (%s) contradict each other; the sform is followed",
-                     file, orientation_of(sform), orientation_of(qform))  # fmt: skip
+        doubt = f"sform ({orientation_of(sform)}) and qform ({orientation_of(qform)}) contradict each other"
+        warn_once(file, "orientation", f"{doubt}; the sform is followed")
 
 
 def _decode(file: Path, header: _Header, index: int) -> np.ndarray:
