@@ -30,6 +30,7 @@ from medmvl.imaging.dicom_file import short_hash
 from medmvl.imaging.geometry import transform_box
 from medmvl.imaging.hounsfield import Rescale
 from medmvl.imaging.picture import ImageError
+from medmvl.imaging.read import read_image
 from medmvl.imaging.series import read_multiframe, read_series
 from medmvl.imaging.volume import Volume
 
@@ -373,6 +374,7 @@ class TestFolder:
         uid = str(pydicom.dcmread(folder / "other0.dcm").SeriesInstanceUID)
         for name in ("4", uid, short_hash(uid)):
             assert read_series(folder, name).array.shape[0] == 4
+            assert read_image(f"{folder}#series={name}").modality == "MR"
         assert short_hash(uid) in said
         refused(lambda: read_series(folder, "9"), folder, "none of its series is '9'", "series=3 or")
         refused(lambda: read_series(folder, "1"), folder, "one slice (scout.dcm), a picture and no volume")
@@ -495,6 +497,7 @@ class TestRefusals:
         [
             ("AcquisitionNumber", (1, 2), "acquisition number (1, 2)"),
             ("EchoTime", (2.5, 5.1), "echo time (2.5, 5.1)"),
+            ("FrameReferenceTime", (500.0, 1500.0), "frame reference time (1500, 500)"),
             ("TemporalPositionIdentifier", (1, 2), "temporal position (1, 2)"),
             ("DiffusionBValue", (0.0, 800.0), "diffusion b-value (0, 800)"),
         ],

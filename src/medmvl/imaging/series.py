@@ -31,7 +31,9 @@ _TELLS = {
     "AcquisitionNumber": "acquisition number",
     "TemporalPositionIdentifier": "temporal position",
     "EchoTime": "echo time",
+    "InversionTime": "inversion time",
     "TriggerTime": "trigger time",
+    "FrameReferenceTime": "frame reference time",
     "DiffusionBValue": "diffusion b-value",
     "ImageType": "image type",
 }
