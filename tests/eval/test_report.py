@@ -105,7 +105,7 @@ def test_written_again_it_is_the_same_and_pictures_may_be_gone(folder: Path) -> 
     assert len(without_curves) < len(first)
     for path in (folder.parent / "brain_atlas" / "images").iterdir():
         path.unlink()
-    assert "no picture to show" in write_report(folder).read_text()
+    assert re.search(r'class="none">[^<]*\.png: does not exist', write_report(folder).read_text())
 
 
 def test_a_broken_log_is_named(folder: Path, tmp_path: Path) -> None:

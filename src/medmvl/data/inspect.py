@@ -10,15 +10,17 @@ from PIL import Image as PIL
 from PIL import ImageDraw, ImageFont
 
 from medmvl.core.atomic import atomic_file
-from medmvl.core.schema import Box, BoxRef, Image, Sample, SampleError, Text
+from medmvl.core.schema import Box, BoxRef, Image, Sample, SampleError, Text, Volume
 from medmvl.data.store import SampleStore
 from medmvl.imaging.intensity import to_display
-from medmvl.imaging.picture import ImageError
+from medmvl.imaging.montage import montage
+from medmvl.imaging.picture import Picture
 from medmvl.imaging.read import read_image
+from medmvl.imaging.volume import Volume as ReadVolume
 
 _COLOURS = ("#e6194b", "#008fd5", "#3cb44b", "#f58231", "#911eb4", "#00a0a0", "#c08000", "#d4359b")
 _INK, _ANSWER, _FAINT, _WRONG, _PAPER = "#202020", "#0b6e2e", "#707070", "#c00000", "#ffffff"
-_TILE, _PICTURE, _MARGIN = 400, 320, 16  # pixels
+_TILE, _PICTURE, _MONTAGE, _MARGIN = 400, 320, 640, 16  # pixels
 _LINE, _SIZE = 18, 14  # height of a text line, and of its letters
 _MOST_SAMPLES = 12  # of one image
 
@@ -26,9 +28,9 @@ Line = tuple[str, str]  # colour, text
 
 
 def contact_sheet(store: SampleStore, out: str | Path, n: int = 12, seed: int = 0, columns: int = 4) -> Path:
-    """Draw images of a store with their boxes, questions and answers.
+    """Draw images and volumes (as slices) of a store with their boxes, questions and answers.
 
-    The images are drawn at random, task by task, so that each task is seen before one is seen twice; the same
+    They are drawn at random, task by task, so that each task is seen before one is seen twice; the same
     arguments give the same sheet. The samples of an image are listed, twelve at most. A file that cannot be read
     and a line that is no valid sample are shown by their errors.
 
@@ -121,16 +123,20 @@ def _text(sample: Sample) -> list[Line]:
     return lines
 
 
-def _picture(media: object, number: int, colours: dict[Box, str]) -> PIL.Image:
-    """Draw one medium with its boxes, or say why not."""
-    if not isinstance(media, Image):
-        return _page([(_FAINT, f"volume {getattr(media, 'path', '')}")], _TILE)
+def _picture(media: Image | Volume, number: int, colours: dict[Box, str]) -> PIL.Image:
+    """Draw one medium with its boxes, a volume as slices, or say why not."""
+    own = {box: colour for box, colour in colours.items() if box.media == number}
     try:
-        pixels = to_display(read_image(media.path))
-    except ImageError as error:
+        read = read_image(media.path)
+        if isinstance(read, ReadVolume):
+            laid = montage(read, [box.coords for box in own], width=_TILE)
+            pixels, frames = laid.pixels, {box: laid.rectangles(box.coords) for box in own if len(box.coords) == 6}
+        else:
+            pixels, frames = to_display(read), {box: [box.coords] for box in own if len(box.coords) == 4}
+    except (ValueError, OSError) as error:
         return _page([(_WRONG, str(error))], _TILE)
     height, width = pixels.shape[:2]
-    scale = min(_TILE / width, _PICTURE / height)
+    scale = min(_TILE / width, (_PICTURE if isinstance(read, Picture) else _MONTAGE) / height)
     shown = PIL.new("RGB", (_TILE, max(1, round(height * scale))), "#000000")
     left = (_TILE - round(width * scale)) // 2
     size = (max(1, round(width * scale)), shown.height)
@@ -139,14 +145,12 @@ def _picture(media: object, number: int, colours: dict[Box, str]) -> PIL.Image:
     )
     draw = ImageDraw.Draw(shown)
     font = ImageFont.load_default(size=_SIZE - 2)
-    for box, colour in colours.items():
-        if box.media != number or len(box.coords) != 4:
-            continue
-        x0, y0, x1, y1 = (value * scale for value in box.coords)
-        draw.rectangle((left + x0, y0, left + x1 - 1, y1 - 1), outline=colour, width=2)
-        if box.label:
-            place = (left + x0, max(2, y0 - _SIZE - 3))
-            draw.text(place, box.label, "#ffffff", font, stroke_width=2, stroke_fill=colour)
+    for box, rectangles in frames.items():
+        for place, (x0, y0, x1, y1) in enumerate(np.array(rectangles) * scale):
+            draw.rectangle((left + x0, y0, max(left + x0, left + x1 - 1), max(y0, y1 - 1)), outline=own[box], width=2)
+            if box.label and not place:  # on the first slice that it crosses
+                corner = (left + x0, max(2, y0 - _SIZE - 3))
+                draw.text(corner, box.label, "#ffffff", font, stroke_width=2, stroke_fill=own[box])
     return shown
 
 

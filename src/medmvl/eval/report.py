@@ -18,12 +18,15 @@ from medmvl.core.atomic import atomic_file
 from medmvl.eval.metrics.text import normalise
 from medmvl.eval.table import CONTROLS, pooled
 from medmvl.imaging.intensity import to_display
-from medmvl.imaging.picture import ImageError
+from medmvl.imaging.montage import montage
 from medmvl.imaging.read import read_image
+from medmvl.imaging.volume import Volume
 
 SCORES, PREDICTIONS, REPORT = "scores.json", "predictions.jsonl", "report.html"
 _PAGE = Path(__file__).parent / "page"
 _SHOWN_PIXELS = 384  # longest side of a picture in the gallery
+_MONTAGE_PIXELS = 264  # width of a volume's slices in the gallery, laid out side by side
+_GREYS = 8  # volumes are shown in 256 / 8 greys, which halves the page
 _MOST_LABELS = 8  # answers that a confusion matrix has room for
 _CURVE_POINTS = 300
 
@@ -176,8 +179,7 @@ def _cards(name: str, entry: Mapping[str, Any], records: Mapping[str, Mapping[st
                     "right": right,
                     "score": record["scores"][metric],
                     "record": record,
-                    "picture": _picture(record["media"][0]) if record["media"] else None,
-                    "boxes": _drawn(record),
+                    "picture": _picture(record),
                     "under": {control: records[control][record["id"]]["answer"] for control in asked},
                 }
             )
@@ -189,23 +191,40 @@ def _mixed(lists: Sequence[Sequence[Card]]) -> list[Card]:
     return [card for row in zip_longest(*lists) for card in row if card is not None]
 
 
-def _drawn(record: Record) -> list[tuple[str, list[float]]]:
-    """Return (kind, coords) of all boxes to draw: asked about, true, predicted; flat ones only."""
+def _boxes(record: Record) -> list[tuple[str, list[float]]]:
+    """Return (kind, coords) of all boxes to draw: asked about, true, predicted."""
     boxes = [("asked", box) for box in record["question_boxes"]]
     boxes += [(kind, record[key]) for kind, key in (("true", "reference"), ("predicted", "parsed"))]
-    return [(kind, box) for kind, box in boxes if isinstance(box, list) and len(box) == 4]
+    return [(kind, box) for kind, box in boxes if isinstance(box, list)]
 
 
-def _picture(path: str) -> dict[str, Any] | None:
-    """Return the picture as a data address, and the extent of its file's frame; None where it cannot be read."""
-    try:
-        picture = read_image(path)
-    except ImageError:
+def _picture(record: Record) -> dict[str, Any] | None:
+    """Return what a card shows of the first medium, None without one.
+
+    Returns:
+        Either "error", why its file cannot be shown; or "data", a PNG as data address, "width" and "height" of the
+        frame to draw in, and "boxes", (kind, x0, y0, x1, y1) in that frame: the file's for pictures, the montage's for
+        volumes.
+    """
+    if not record["media"]:
         return None
-    shown = PillowImage.fromarray(to_display(picture))
-    width, height = shown.size
-    shown.thumbnail((_SHOWN_PIXELS, _SHOWN_PIXELS))
+    boxes = _boxes(record)
+    try:
+        shown = read_image(record["media"][0])
+        if isinstance(shown, Volume):
+            found = [(kind, box) for kind, box in boxes if len(box) == 6]
+            laid = montage(shown, [box for _, box in found], width=_MONTAGE_PIXELS)
+            pixels = laid.pixels // _GREYS * _GREYS
+            drawn = [(kind, *rectangle) for kind, box in found for rectangle in laid.rectangles(box)]
+        else:
+            pixels = to_display(shown)
+            drawn = [(kind, *box) for kind, box in boxes if len(box) == 4]
+    except (ValueError, OSError) as error:
+        return {"error": str(error)}
+    picture = PillowImage.fromarray(pixels)
+    width, height = picture.size
+    picture.thumbnail((_SHOWN_PIXELS, _SHOWN_PIXELS))
     stream = io.BytesIO()
-    shown.save(stream, "PNG", optimize=True)
+    picture.save(stream, "PNG", optimize=True)
     data = base64.b64encode(stream.getvalue()).decode()
-    return {"data": f"data:image/png;base64,{data}", "width": width, "height": height}
+    return {"data": f"data:image/png;base64,{data}", "width": width, "height": height, "boxes": drawn}

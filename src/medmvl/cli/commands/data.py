@@ -39,7 +39,7 @@ def data() -> None:
 
 @build.callback()
 def _build() -> None:
-    """Build a benchmark; brain_atlas is made from a real MRI template, with every answer known."""
+    """Build a benchmark; brain_atlas and brain_atlas_3d are made from a real MRI template, with every answer known."""
 
 
 @convert.callback()
@@ -63,6 +63,25 @@ def brain_atlas(
     from medmvl.data.store import SampleStore
 
     build_benchmark(out, patients=patients, seed=seed, size=size)
+    _print_manifest(SampleStore(out).manifest, out)
+
+
+@build.command("brain_atlas_3d")
+def brain_atlas_3d(
+    out: Annotated[Path, typer.Argument(help="Folder of the new store.")] = Path("data/brain_atlas_3d"),
+    patients: Annotated[int, typer.Option(help="Virtual patients, 20 or more.")] = 1200,
+    seed: Annotated[int, typer.Option(help="Of everything random; with that of the pictures, the same patients.")] = 0,
+    studies: Annotated[int, typer.Option(help="Volumes per patient.")] = 1,
+) -> None:
+    """Build Brain-Atlas-VQA as volumes: NIfTI in all orientations, questions, reports, 3D boxes. Not clinical data.
+
+    \b
+    medmvl data build brain_atlas_3d data/brain_atlas_3d --patients 1200
+    """
+    from medmvl.data.benchmarks.brain_atlas_3d import build as build_benchmark
+    from medmvl.data.store import SampleStore
+
+    build_benchmark(out, patients=patients, seed=seed, studies=studies)
     _print_manifest(SampleStore(out).manifest, out)
 
 

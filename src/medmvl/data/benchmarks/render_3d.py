@@ -33,6 +33,8 @@ _FIELD = np.array([178.0, 212.0, 178.0])  # millimetres that hold any head of `m
 _AIR = 0.02  # signal of the template up to which a voxel is stored as 0, as brain extraction leaves it
 _MOST_TILT = 6.0  # degrees
 _LESION_REACH = 1.3  # of its radius, which a lesion's waves and stretch never pass
+RAGGED = 0.002
+"""Share of a part's voxels up to which a plane of them does not widen its box: threads and specks of the atlas."""
 _MIN_PART = 0.0005  # share of the volume that a part covers before it is worth a box
 
 Box3D = tuple[float, float, float, float, float, float]
@@ -137,9 +139,14 @@ def make_volume(
     )
 
 
-def box_of(mask: np.ndarray) -> Box3D:
-    """Return the box (x0, y0, z0, x1, y1, z1) around a mask [z, y, x] that is not empty, upper corner exclusive."""
-    spans = [np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis}))) for axis in (2, 1, 0)]
+def box_of(mask: np.ndarray, ragged: float = 0.0) -> Box3D:
+    """Return the box (x0, y0, z0, x1, y1, z1) around a mask [z, y, x] that is not empty, upper corner exclusive.
+
+    Planes at its ends that hold no more than a share `ragged` of its voxels are left out.
+    """
+    least = ragged * np.count_nonzero(mask)
+    counts = [np.count_nonzero(mask, axis=tuple({0, 1, 2} - {axis})) for axis in (2, 1, 0)]
+    spans = [np.flatnonzero(count > least) for count in counts]
     x, y, z = [(float(span[0]), float(span[-1] + 1)) for span in spans]
     return x[0], y[0], z[0], x[1], y[1], z[1]
 
@@ -193,7 +200,9 @@ def _parts(atlas: Atlas, points: np.ndarray) -> np.ndarray:
 def _part_boxes(parts: np.ndarray) -> dict[str, Box3D]:
     counts = np.bincount(parts.ravel(), minlength=len(PARTS) + 1)
     return {
-        part: box_of(parts == code) for code, part in enumerate(PARTS, start=1) if counts[code] > _MIN_PART * parts.size
+        part: box_of(parts == code, RAGGED)
+        for code, part in enumerate(PARTS, start=1)
+        if counts[code] > _MIN_PART * parts.size
     }
 
 
