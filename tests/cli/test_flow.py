@@ -63,7 +63,8 @@ def test_check_of_shipped_recipes(name: str, tmp_path: Path, monkeypatch: pytest
         "tokens:",
         "steps:",
         "zero3",
-        f"{name}: valid; before it can run, fetch",
+        f"{name}: valid; before it can run,",
+        "fetch: ",
     ):
         assert said in shown
     assert list(tmp_path.iterdir()) == []

@@ -37,7 +37,7 @@ def wrong(*overrides: str, recipe: object = MINIMAL) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_recipes(name: str, tmp_path: Path) -> None:
     recipe = Recipe.load(name)
-    assert recipe.run.output in (f"runs/{name}", "runs/demo/2d")
+    assert recipe.run.output in (f"runs/{name}", "runs/demo/2d", "runs/demo/3d")
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(recipe.to_yaml())
     assert Recipe.load(resolved) == recipe
