@@ -303,13 +303,13 @@ def test_processes_that_write_at_once(tmp_path: Path) -> None:
 
 
 def test_a_fork_has_a_shard_of_its_own(tmp_path: Path) -> None:
-    paths, folder = _many(tmp_path / "in", 9), tmp_path / "cache"
+    paths, folder = _many(tmp_path / "in", 12), tmp_path / "cache"
     store = PreparedStore(folder)
     store.fitted(paths[0], SPEC)  # the writer is open
-    children = [FORK.Process(target=_use, args=(store, paths[1 + n : 4 + n])) for n in range(4)]
+    children = [FORK.Process(target=_use, args=(store, paths[1 + 2 * n : 3 + 2 * n])) for n in range(4)]
     for child in children:
         child.start()
-    for path in paths[6:]:
+    for path in paths[9:]:
         store.fitted(path, SPEC)
     for child in children:
         child.join()
@@ -380,7 +380,10 @@ def test_the_folder_can_be_moved_and_deleted(volume: str, tmp_path: Path) -> Non
     assert _same(PreparedStore(tmp_path / "elsewhere").fitted(volume, SPEC, _never), kept)
     assert "can be deleted at any time" in (tmp_path / "elsewhere" / "README.txt").read_text()
     shutil.rmtree(tmp_path / "elsewhere")
-    assert _same(store.fitted(volume, SPEC), kept)  # also where its folder went away under it
+    store.fitted(volume, SPEC)
+    shutil.rmtree(tmp_path / "cache")  # under its open shard
+    assert _same(store.fitted(volume, SPEC), kept)
+    PreparedStore(tmp_path / "cache").fitted(volume, SPEC, _never)
 
 
 # Where nothing can be written

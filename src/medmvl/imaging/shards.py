@@ -64,6 +64,11 @@ class _Writer:
         line = b" ".join((kind, key.encode(), text))
         _write(self._index, memoryview(b"%08x %b\n" % (zlib.crc32(line), line)))
 
+    @property
+    def is_there(self) -> bool:
+        """Whether nobody has deleted the files."""
+        return os.fstat(self._data.fileno()).st_nlink > 0 and os.fstat(self._index.fileno()).st_nlink > 0
+
     def close(self) -> None:
         """Close the files, as far as this process is concerned."""
         self._data.close()
@@ -232,6 +237,8 @@ class Shards:
 
     def _open(self, size: int) -> _Writer:
         """Return a writer that has room for `size` bytes more."""
+        if self._writer is not None and not self._writer.is_there:
+            self._drop()
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < size + RESERVE:
