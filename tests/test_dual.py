@@ -118,6 +118,18 @@ def test_saved_and_loaded_gives_the_same_logits(folder: Path, samples: list[medm
     assert torch.equal(medmvl.load(tmp_path / "twice").logits(samples[0]), bundle.logits(samples[0]))
 
 
+def test_the_slices_may_share_the_image_towers_encoder(folder: Path, samples: list[medmvl.Sample], tmp_path) -> None:
+    options = {**tiny_dual.tower(folder)["encoder_options"], "slices": {"encoder": "image"}}
+    image = {"encoder": {"architecture": tiny_dual.SIGLIP}}
+    bundle = tiny_dual.bundle(folder, image=image, volume=tiny_dual.tower(folder, encoder_options=options))
+    dual = bundle.model.towers["volume"].encoder
+    assert dual.shares == "image.encoder" and not list(dual.slices.parameters())
+    bundle.loss(samples[:1]).backward()
+    assert bundle.model.towers["image"].encoder.model.embeddings.patch_embedding.weight.grad.abs().max() > 0
+    bundle.save(tmp_path / "bundle")
+    assert torch.equal(medmvl.load(tmp_path / "bundle").logits(samples[0]), bundle.logits(samples[0]))
+
+
 def make_recipe(folder: Path, root: Path, **run: object) -> dict:
     """Return a recipe of both stages of Med-2E3: the connector, then the 2D encoder and the LLM too."""
     (root / "data" / "noise").mkdir(parents=True)
