@@ -94,10 +94,21 @@ def _kept_by(
         return 0  # below the lowest part that learns, nothing is kept
     media = max(1, row_tokens // (tower.num_tokens + _PROMPT))
     tokens, learns = media * tower.encoder.num_tokens, trainable[part]
-    kept = _kept(parts(model)[part], tokens, value, learns, recomputed)
+    kept = sum(
+        _kept(module, media * each, value, learns, recomputed)
+        for module, each in _branches(parts(model)[part], tower.encoder.num_tokens)
+    )
     if kind == "encoder" and encoder != part:
         kept += _kept(parts(model)[encoder], tokens, value, trainable[encoder], recomputed)
     return kept
+
+
+def _branches(module: nn.Module, tokens: int) -> list[tuple[nn.Module, int]]:
+    """Return what a part runs, and on how many tokens of each medium; frozen branches of an encoder keep nothing."""
+    if not getattr(module, "reads_text", False):
+        return [(module, tokens)]
+    branches = [(branch, branch.num_tokens) for branch in (module.volume, module.slices)] + [(module.text, _PROMPT)]
+    return [one for one in branches if any(parameter.requires_grad for parameter in one[0].parameters())]
 
 
 def _kept(module: nn.Module, tokens: int, value: int, learns: bool, recomputed: bool) -> int:
