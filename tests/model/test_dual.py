@@ -168,9 +168,7 @@ def test_branches_that_do_not_fit(parts: Path, changes: dict, pattern: str, tmp_
 
 
 def test_connectors_and_encoders_that_do_not_go_together(parts: Path) -> None:
-    with pytest.raises(
-        ConnectorError, match=r"its slices and a question, which 'mlp' cannot .*'text_guided'"
-    ):
+    with pytest.raises(ConnectorError, match=r"its slices and a question, which 'mlp' cannot .*'text_guided'"):
         tiny_dual.bundle(parts, volume=tiny_dual.tower(parts, connector="mlp", connector_options={}))
     alone = {"encoder": "vit3d", "encoder_options": tiny_dual.VIT3D, "connector": "text_guided"}
     with pytest.raises(ConnectorError, match=r"one grid of tokens, \(65,\), which 'text_guided' cannot .*'dual'"):
