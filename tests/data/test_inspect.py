@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image, ImageFont
 
+import phantom
 from medmvl.core.schema import Box, Message, Meta, Sample
 from medmvl.data.inspect import _wrap, choose, contact_sheet
 from medmvl.data.store import SampleStore, write_samples
@@ -55,6 +57,29 @@ def test_boxes_are_drawn_in_the_pictures_own_frame(store, tmp_path):
     scale = 400 / 60
     assert abs((right - left + 1) - 20 * scale) <= 2 and abs((bottom - top + 1) - 20 * scale) <= 2
     assert abs(left - (16 + 10 * scale)) <= 2
+
+
+def test_a_volume_is_shown_as_slices_with_its_boxes(tmp_path):
+    (tmp_path / "toy").mkdir()
+    path = phantom.write(tmp_path / "toy" / "scan.nii.gz", "RAI")
+    box = phantom.box(sitk.GetArrayFromImage(phantom.image("RAI")))
+    content = ({"type": "volume", "path": str(path)}, {"type": "text", "text": "Where?"})
+    samples = [
+        Sample(
+            id="1",
+            messages=(Message(role="user", content=content), Message(role="assistant", content="there")),
+            meta=Meta(boxes=(Box(coords=box, label="block"),)),
+        )
+    ]
+    write_samples(tmp_path / "toy", samples, name="toy", version="1", licence="CC0")
+    with Image.open(contact_sheet(SampleStore(tmp_path / "toy"), tmp_path / "a.png")) as sheet:
+        pixels = np.asarray(sheet)
+    red = (pixels == (0xE6, 0x19, 0x4B)).all(2)
+    assert red.sum() > 200  # outlines on the two slices that it crosses
+    assert len(np.unique(pixels[~red].sum(1))) > 50  # and grey values around
+    path.write_bytes(path.read_bytes()[:100])
+    with Image.open(contact_sheet(SampleStore(tmp_path / "toy"), tmp_path / "b.png")) as sheet:
+        assert (np.asarray(sheet) == (0xC0, 0, 0)).all(2).any()
 
 
 def test_a_missing_picture_is_shown_by_its_error(store, tmp_path):
