@@ -1,5 +1,7 @@
 """The model's forward: media in place, loss at the labels, and loud errors where counts do not fit."""
 
+import copy
+
 import pytest
 import torch
 
@@ -80,6 +82,19 @@ def test_a_tower_without_places_runs_with_weight_zero(model):
         assert torch.equal(out.token_losses, alone.token_losses)
         out.loss.backward()
         assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.towers.parameters())
+
+
+def test_towers_run_in_the_order_of_the_model(model, inputs):
+    """The row's order differs between ranks: under ZeRO-3 one would gather a tower's weights and the other another's."""
+    model.towers["volume"] = copy.deepcopy(model.towers["image"])
+    called = []
+    for name, tower in model.towers.items():
+        tower.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+    pixels, places = inputs["pixels"]["image"], inputs["media_positions"]["image"]
+    for order in (("image", "volume"), ("volume", "image")):
+        shown = {name: pixels if name == "image" else torch.zeros(1, TOKENS, 6) for name in order}
+        model(**inputs | {"pixels": shown, "media_positions": {"image": places}})
+    assert called == ["image", "volume"] * 2
 
 
 def test_nothing_is_changed_in_place(model, inputs):

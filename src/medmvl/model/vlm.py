@@ -169,8 +169,9 @@ class VLM(nn.Module):
                 f"an id (at most {int(ids.max())}) is neither a row of the embedding table ({embedding.num_embeddings} "
                 "rows) nor a medium's place: a placeholder without its image?"
             ) from error
-        for name, tower_pixels in pixels.items():
-            media = self.towers[name](tower_pixels, **(questions or {}).get(name, {}))
+        # In the model's own order, not in that of the row: under sharding all ranks must call the towers alike.
+        for name in (name for name in self.towers if name in pixels):
+            media = self.towers[name](pixels[name], **(questions or {}).get(name, {}))
             features = media.flatten(0, 1)
             where = media_positions.get(name)
             if where is None or len(where) == 0:
