@@ -85,7 +85,7 @@ def test_a_tower_without_places_runs_with_weight_zero(model):
 
 
 def test_towers_run_in_the_order_of_the_model(model, inputs):
-    """The row's order differs between ranks: under ZeRO-3 one would gather a tower's weights and the other another's."""
+    """The row's order differs between ranks: under ZeRO-3 they would gather different weights."""
     model.towers["volume"] = copy.deepcopy(model.towers["image"])
     called = []
     for name, tower in model.towers.items():
