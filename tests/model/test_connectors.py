@@ -210,9 +210,27 @@ def test_misfits_tell_what_fits(name: str, grid: tuple[int, ...], options: dict,
 
 
 def test_unknown_name_is_answered_with_all_names() -> None:
-    with pytest.raises(LookupNameError, match=r"did you mean 'perceiver'.*attention, attention_pool, average, linear, mlp"):
+    with pytest.raises(LookupNameError, match=r"did you mean 'perceiver'.*attention_pool, average, linear, mlp"):
         build_connector("perciever", (4, 4), 16, 12)
 
 
 def test_dotted_path_extends_the_table() -> None:
     assert build_connector("medmvl.model.connectors:Mlp", (2, 2), 4, 6, {"depth": 1}).num_tokens == 4
+
+
+def test_published_sizes() -> None:
+    """MedM-VL-CT-Chest: 256 queries on SigLIP's 768, an LLM of 2048; keys but for `mlp.*`, theirs is `connector.*`."""
+    with torch.device("meta"):
+        connector = build_connector("attention", (32, 16, 16), 768, 2048)
+    assert {name: tuple(tensor.shape) for name, tensor in connector.state_dict().items()} == {
+        "query": (256, 768),
+        "attn.in_proj_weight": (2304, 768),
+        "attn.in_proj_bias": (2304,),
+        "attn.out_proj.weight": (768, 768),
+        "attn.out_proj.bias": (768,),
+        "mlp.0.weight": (2048, 768),
+        "mlp.0.bias": (2048,),
+        "mlp.2.weight": (2048, 2048),
+        "mlp.2.bias": (2048,),
+    }
+    assert sum(parameter.numel() for parameter in connector.parameters()) == 8_330_240
