@@ -28,7 +28,7 @@ ORIENTATIONS = tuple((order, signs) for order in permutations(range(3)) for sign
 """All 48 ways to store a volume: the patient axis (x, y, z of LPS) that each file axis runs along, and its sense."""
 
 _SIGNAL = (0.0, 0.1, 0.3, 0.7, 0.95, 1.2)  # of the T1 template: air, border, fluid, grey and white matter
-_SEEN_AS = {"T2": (0.0, 0.5, 1.1, 0.7, 0.45, 0.45), "FLAIR": (0.0, 0.1, 0.15, 0.9, 0.7, 0.7)}
+_SEEN_AS = {"T2": (0.0, 0.3, 0.95, 0.72, 0.5, 0.5), "FLAIR": (0.0, 0.1, 0.15, 0.9, 0.7, 0.7)}
 _FIELD = np.array([178.0, 212.0, 178.0])  # millimetres that hold any head of `make_patient` in most poses
 _AIR = 0.02  # signal of the template up to which a voxel is stored as 0, as brain extraction leaves it
 _MOST_TILT = 6.0  # degrees
