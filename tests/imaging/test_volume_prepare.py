@@ -82,6 +82,19 @@ def test_a_bright_cuboid_lands_where_its_box_says(scene):
         np.testing.assert_allclose(transform_box(box, back), coords, atol=1e-6)
 
 
+def test_headroom_keeps_what_is_brighter_than_the_window_apart():
+    array = np.repeat(np.linspace(0, 100, 101).astype(np.int16), 64).reshape(101, 8, 8)
+    spec = spec_of(size=(101, 8, 8), percentile_window=(0, 50), levels="uint8")
+    plain, roomy = (
+        fit_volume(volume_of(array, unit=""), one).values[:, 0, 0]
+        for one in (spec, spec.model_copy(update={"headroom": 0.4}))
+    )
+    assert plain[50] == 255 and plain[80] == 255
+    assert roomy[50] == 153 and roomy[80] == round(80 * 153 / 50)
+    with pytest.raises(ValueError, match="headroom belongs to percentile_window"):
+        spec_of(size=(4, 4, 4), headroom=0.4)
+
+
 @pytest.mark.parametrize("spacing", [None, (2.0, 1.0, 1.0)])
 def test_all_48_orientations_on_disk_give_one_result(spacing):
     spec = spec_of(

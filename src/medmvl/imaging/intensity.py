@@ -112,7 +112,8 @@ def volume_window(volume: Volume, spec: VisionSpec) -> tuple[float, float]:
     HU, and values of unknown unit that a HU window is asked for, take the HU window. An array whose unit is 0..255 or
     0..1 has been windowed before: that range is its window, and a HU window is not applied again. Percentiles are those
     of all finite voxels of the whole volume, background included, after clipping to the HU window (as MONAI's
-    ScaleIntensityRangePercentiles after a clip); between two voxels they are interpolated. A flat volume is all black.
+    ScaleIntensityRangePercentiles after a clip); between two voxels they are interpolated. Headroom goes on top of
+    them. A flat volume is all black.
     Values used as HU that hardly can be are warned about, with the file's name (see `hounsfield.check_range`).
 
     Raises:
@@ -131,7 +132,7 @@ def volume_window(volume: Volume, spec: VisionSpec) -> tuple[float, float]:
         black, white = percentiles(volume.array, spec.percentile_window or (0, 100), low, high)
     except ValueError as error:
         raise ImageError(volume.path, f"cannot be windowed: {error}") from error
-    return black, white if white > black else black + 1.0
+    return black, black + (white - black) / (1 - spec.headroom) if white > black else black + 1.0
 
 
 def _hu_window(volume: Volume, window: tuple[float, float]) -> tuple[float, float]:

@@ -24,7 +24,8 @@ PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 VOLUME_FIELDS = (
-    "orientation", "hu_window", "percentile_window", "crop_foreground", "spacing", "antialias", "depth", "levels",
+    "orientation", "hu_window", "percentile_window", "headroom", "crop_foreground", "spacing", "antialias", "depth",
+    "levels",
 )  # fmt: skip
 """Fields of a `VisionSpec` that only volumes use."""
 
@@ -59,6 +60,8 @@ class VisionSpec(BaseModel):
             A(nterior)/P(osterior), L(eft)/R(ight), the patient's.
         hu_window: volumes: HU that become 0 and 255; what lies outside is clipped.
         percentile_window: volumes: percentiles of the values that become 0 and 255, for MRI; (0, 100) is min-max.
+        headroom: volumes, with percentile_window: share of 0..255 that is left above the upper percentile, so that what
+            is brighter (an enhancing lesion) does not drown in white. At 0.4 that percentile becomes 153.
         crop_foreground: volumes: keep the smallest box that holds all values above this share (0..1) of the window;
             0.0 is the threshold of MONAI's CropForeground. None: keep everything.
         spacing: volumes: resample to (depth, row, column) spacing in mm before `fit`.
@@ -83,6 +86,7 @@ class VisionSpec(BaseModel):
     orientation: str = CANONICAL
     hu_window: tuple[float, float] | None = None
     percentile_window: tuple[float, float] | None = None
+    headroom: float = Field(default=0.0, ge=0, lt=1)
     crop_foreground: float | None = Field(default=None, ge=0, lt=1)
     spacing: tuple[float, float, float] | None = None
     antialias: bool = True
@@ -137,6 +141,8 @@ class VisionSpec(BaseModel):
                 raise ValueError(f"{name} goes from a lower to a higher number, got {window}")
         if self.percentile_window and not 0 <= self.percentile_window[0] < self.percentile_window[1] <= 100:
             raise ValueError(f"percentile_window lies within 0..100, got {self.percentile_window}")
+        if self.headroom and self.percentile_window is None:
+            raise ValueError("headroom belongs to percentile_window; give that too, such as (0.5, 99.5)")
         if self.spacing is not None and min(self.spacing) <= 0:
             raise ValueError(f"spacing is in mm and positive, got {self.spacing}")
         if self.resample not in ("bilinear", "nearest"):
