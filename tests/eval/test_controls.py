@@ -91,3 +91,18 @@ def test_boxes_in_shares_are_the_same_however_a_volume_is_stored(tmp_path: Path)
         frame = body_frame(str(path))
         assert frame.shares(box) == pytest.approx(expected)
         assert frame.box(frame.shares(box)) == pytest.approx(box)
+
+
+def test_a_box_in_a_question_moves_to_the_other_patients_frame(tmp_path: Path) -> None:
+    samples, boxes = [], []
+    for number, orientation in enumerate(("SPL", "IAR", "LPS")):
+        path = phantom.write(tmp_path / f"{number}.nii.gz", orientation)
+        boxes.append(phantom.box(sitk.GetArrayFromImage(phantom.image(orientation))))
+        asked = [{"type": "volume", "path": str(path)}, {"type": "box", "box": 0}]
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": "block"}]
+        meta = {"patient": str(number), "boxes": [{"coords": boxes[-1]}]}
+        samples.append(Sample.from_dict({"id": str(number), "messages": turns, "meta": meta}))
+    owner = {one.media_key: number for number, one in enumerate(samples)}
+    for one, other in zip(samples, shuffle(samples), strict=True):
+        assert other is not None and other.media_key != one.media_key
+        assert other.meta.boxes[0].coords == pytest.approx(boxes[owner[other.media_key]])

@@ -62,7 +62,8 @@ def with_media(sample: Sample, paths: Sequence[str]) -> Sample:
 def shuffle(samples: Sequence[Sample], seed: int = 0) -> list[Sample | None]:
     """Return the samples with their media replaced by another patient's of the same modality and the same count.
 
-    Questions that shared their media still do. Where no patient owns more than half of the media, each set of media
+    Questions that shared their media still do. Boxes move to the same shares of what the other file shows, for its frame
+    may be another. Where no patient owns more than half of the media, each set of media
     is used exactly once, so the pictures as a whole stay what they were and only the pairing with questions is lost.
 
     Args:
@@ -80,7 +81,7 @@ def shuffle(samples: Sequence[Sample], seed: int = 0) -> list[Sample | None]:
     shuffled: list[Sample | None] = []
     for sample in samples:
         donor = donors[_kind(sample)].get(sample.media_key)
-        shuffled.append(None if donor is None else with_media(sample, donor))
+        shuffled.append(None if donor is None else _moved(sample, donor))
     return shuffled
 
 
@@ -103,6 +104,23 @@ def _pair(owners: Mapping[tuple[str, ...], str], rng: np.random.Generator) -> di
         others = [other for other in ring if owners[other] != owners[media]]
         pairs[media] = others[int(rng.integers(len(others)))]
     return pairs
+
+
+def _moved(sample: Sample, paths: Sequence[str]) -> Sample:
+    """Return the sample about other files, its boxes in their frames."""
+    changed = with_media(sample, paths)
+    if not sample.meta.boxes:
+        return changed
+    try:
+        frames = [(body_frame(old), body_frame(new)) for old, new in zip(sample.media_key, paths, strict=True)]
+    except ValueError:
+        return changed  # the model will be asked to read that file, and what is wrong with it will be listed
+    boxes = []
+    for box in sample.meta.boxes:
+        own, other = frames[box.media]
+        same = np.array_equal(own.to_shares, other.to_shares)
+        boxes.append(box if same else box.model_copy(update={"coords": other.box(own.shares(box.coords))}))
+    return changed.model_copy(update={"meta": sample.meta.model_copy(update={"boxes": tuple(boxes)})})
 
 
 def _kind(sample: Sample) -> tuple[str, ...]:
