@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 CONTROLS = {"blank_image": "blank", "shuffled_image": "shuffled", "majority": "majority"}
 """What tables call the controls."""
@@ -59,13 +60,19 @@ def print_table(scores: Mapping[str, Any], console: Console | None = None) -> No
         console: where to; by default standard output.
     """
     console = console or Console()
+    rows = [_row(entry) for entry in scores["tasks"].values()]
+    headings = ("task", "metric", "n", "score", "95 % int.", *CONTROLS.values())
+    widths = [max(len(Text.from_markup(row[place])) for row in [headings, *rows]) + 1 for place in range(len(headings))]
+    # On a narrow screen names give way, never numbers.
+    left = max(console.width - sum(widths[2:]), 24)
+    widths[0] = min(widths[0], max(left * 3 // 5, left - widths[1]))
+    widths[1] = min(widths[1], left - widths[0])
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("task", no_wrap=True)
-    table.add_column("metric", no_wrap=True, style="dim")
-    for heading in ("n", "score", "95 % int.", *CONTROLS.values()):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for entry in scores["tasks"].values():
-        table.add_row(*_row(entry))
+    for place, (heading, width) in enumerate(zip(headings, widths, strict=True)):
+        style = {"style": "dim"} if place == 1 else {"justify": "right"} if place > 1 else {}
+        table.add_column(heading, no_wrap=True, width=width - 1, **style)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     if lines := headlines(scores):
         console.print("\n" + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
