@@ -62,9 +62,9 @@ def with_media(sample: Sample, paths: Sequence[str]) -> Sample:
 def shuffle(samples: Sequence[Sample], seed: int = 0) -> list[Sample | None]:
     """Return the samples with their media replaced by another patient's of the same modality and the same count.
 
-    Questions that shared their media still do. Boxes move to the same shares of what the other file shows, for its frame
-    may be another. Where no patient owns more than half of the media, each set of media
-    is used exactly once, so the pictures as a whole stay what they were and only the pairing with questions is lost.
+    Questions that shared their media still do. Boxes move to the same shares of what the other file shows, for its
+    frame may be another. Where no patient owns more than half of the media, each set of media is used exactly once, so
+    the pictures as a whole stay what they were and only the pairing with questions is lost.
 
     Args:
         samples: the samples of one task, with their patients and modalities.
