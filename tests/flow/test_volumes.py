@@ -1,5 +1,6 @@
 """Pictures, volumes and text in one model: packed as alone, and carried over from a model of pictures."""
 
+import io
 import logging
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import medmvl
 import tiny_run
+from medmvl.cli.main import main
 from medmvl.core.schema import Sample
 from medmvl.data.store import SampleStore
 from medmvl.processing.collate import collate
@@ -118,6 +120,15 @@ def test_a_volume_model_starts_from_a_picture_model(root, caplog):
     moved = after.towers["volume"].connector.mlp.state_dict()
     for name, tensor in before.towers["image"].connector.state_dict().items():
         assert (tensor - moved[name]).abs().max() < 0.01  # one step away
+
+
+def test_chat_about_a_volume(bundle, root, tmp_path, monkeypatch, capsys):
+    bundle.save(tmp_path / "bundle")
+    path = root / "data" / "cubes" / "volumes" / "0.nii.gz"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"Which side?\n/volume {path}#hu=header\n/volume no.nii\nAnd this?\n"))
+    assert main(["chat", str(tmp_path / "bundle"), "--volume", str(path), "--max-new-tokens", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "no file 'no.nii'" in shown and shown.count("you: ") == 5
 
 
 def same_weights(one, other):

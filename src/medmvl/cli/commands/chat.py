@@ -1,4 +1,4 @@
-"""`medmvl chat`: a conversation about pictures, in the terminal."""
+"""`medmvl chat`: a conversation about pictures and volumes, in the terminal."""
 
 import sys
 from pathlib import Path
@@ -8,29 +8,36 @@ import typer
 
 from medmvl.cli.opening import AllowCode, Device, open_bundle
 from medmvl.cli.screen import new_app
-from medmvl.core.schema import Image, Message, Part, Sample, SampleError, Text
+from medmvl.core.schema import Image, Message, Part, Sample, SampleError, Text, Volume, split_fragment
 
 if TYPE_CHECKING:
     from medmvl.bundle import Bundle
 
 app = new_app()
-_HELP = "/image PATH adds a picture to your next question, /new starts over, /quit (or Ctrl-D) leaves"
+_HELP = "/image PATH or /volume PATH adds one to your next question, /new starts over, /quit (or Ctrl-D) leaves"
+_KINDS = {"image": Image, "volume": Volume}
 
 
 @app.command()
 def chat(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    image: Annotated[list[Path] | None, typer.Option(help="PNG, JPEG, TIFF, DICOM or npy; may be repeated.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="PNG, JPEG, TIFF, DICOM or npy; may be repeated.")] = None,
+    volume: Annotated[
+        list[str] | None, typer.Option(help="NIfTI, NRRD, MHA, or the folder of a DICOM series; may be repeated.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     device: Device = None,
     allow_code: AllowCode = None,
 ) -> None:
-    """Ask questions about pictures; answers appear as they are written.
+    """Ask questions about pictures and volumes; answers appear as they are written.
 
     \b
     medmvl chat runs/demo/2d/bundle --image scan.dcm
+    medmvl chat runs/demo/3d/bundle --volume brain.nii.gz
     """
-    waiting: list[Part] = [_image(path) for path in image or []]
+    waiting: list[Part] = [
+        _media(kind, path) for kind, given in (("image", image), ("volume", volume)) for path in given or []
+    ]
     model = open_bundle(bundle, device, allow_code)
     typer.echo(_HELP)
     messages: list[Message] = []
@@ -43,8 +50,12 @@ def chat(
             return
         if line == "/new":
             messages, waiting = [], []
-        elif line.startswith("/image "):
-            _add_image(waiting, line.removeprefix("/image ").strip())
+        elif line.startswith(("/image ", "/volume ")):
+            kind, _, path = line.removeprefix("/").partition(" ")
+            try:
+                waiting.append(_media(kind, path.strip()))
+            except ValueError as error:
+                typer.echo(str(error))
         elif line.startswith("/"):
             typer.echo(f"unknown command {line.split()[0]!r}: {_HELP}")
         elif line:
@@ -53,8 +64,8 @@ def chat(
                 answer = _answer(model, [*messages, turn], max_new_tokens)
             except SampleError as error:
                 typer.echo(f"{error.path}: {error.message}" if error.path else error.message)
-                # A picture that cannot be used would spoil every question to come.
-                waiting = [part for part in waiting if not (isinstance(part, Image) and part.path == error.path)]
+                # A file that cannot be used would spoil every question to come.
+                waiting = [part for part in waiting if getattr(part, "path", None) != error.path]
                 continue
             messages += [turn, Message(role="assistant", content=(Text(text=answer),))]
             waiting = []
@@ -68,17 +79,13 @@ def _asked() -> str:
     return line
 
 
-def _image(path: Path) -> Image:
-    if not path.is_file():
-        raise ValueError(f"no file {str(path)!r}")
-    return Image(path=str(path.absolute()))
-
-
-def _add_image(waiting: list[Part], path: str) -> None:
-    try:
-        waiting.append(_image(Path(path).expanduser()))
-    except ValueError as error:
-        typer.echo(str(error))
+def _media(kind: str, path: str) -> Part:
+    """Return an image or volume to show; a fragment such as "#series=3" stays with the path."""
+    file, fragment = (path, "") if Path(path).expanduser().exists() else split_fragment(path)
+    place = Path(file).expanduser().absolute()
+    if not place.exists():
+        raise ValueError(f"no file {file!r}")
+    return _KINDS[kind](path=f"{place}#{fragment}" if fragment else str(place))
 
 
 def _answer(model: "Bundle", messages: list[Message], max_new_tokens: int) -> str:
