@@ -239,6 +239,38 @@ def test_values_beside_a_header_count(tmp_path: Path, name: str, data: str) -> N
     assert _same(store.fitted(tmp_path / name, SPEC, _itk), fit_volume(_itk(tmp_path / name), SPEC))
 
 
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a.nhdr", "Data File: slices/all.raw"),
+        (
+            "a.nhdr",
+            "data file: LIST\nslices/0.raw\nslices/1.raw\nslices/2.raw\nslices/3.raw\nslices/4.raw\nslices/5.raw",
+        ),
+        ("a.nhdr", "data file: slices/%d.raw 0 5 1"),
+        ("no_suffix", "data file: slices/all.raw"),
+    ],
+)
+def test_values_that_a_header_names_in_other_ways_count(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / "slices").mkdir()
+    values = phantom.values()
+    values.tofile(tmp_path / "slices" / "all.raw")
+    for number, plane in enumerate(values):
+        plane.tofile(tmp_path / "slices" / f"{number}.raw")
+    header = phantom.write(tmp_path / "a.nhdr").read_text().replace("data file: a.raw", told)
+    (tmp_path / "a.nhdr").unlink()
+    (tmp_path / name).write_text(header)
+    store = PreparedStore(tmp_path / "cache")
+    store.fitted(tmp_path / name, SPEC)
+    (tmp_path / "a.raw").write_bytes(b"something else beside it")
+    store.fitted(tmp_path / name, SPEC, _never)
+    time.sleep(0.05)
+    for found in (tmp_path / "slices").iterdir():
+        found.write_bytes(bytes(reversed(found.read_bytes())))
+    assert _same(store.fitted(tmp_path / name, SPEC), fit_volume(read_volume(tmp_path / name), SPEC))
+
+
 def _itk(path: str | Path) -> Volume:
     from medmvl.imaging.orient import from_file
 

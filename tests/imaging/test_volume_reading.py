@@ -460,6 +460,27 @@ BAD = {
         lambda d: edited(phantom.write(d / "a.nhdr"), "data file: a.raw", "data file: LIST\n/etc/passwd\n/etc/passwd"),
         "takes its voxels from '/etc/passwd'",
     ),
+    "nrrd data outside, before a vertical tab": (
+        lambda d: edited(
+            phantom.write(d / "a.nhdr"), "data file: a.raw", "data file: ../b.raw\ncontent: x\x0bdatafile: a.raw"
+        ),
+        "states 'datafile' twice",
+    ),
+    "nrrd pattern": (
+        lambda d: edited(phantom.write(d / "a.nhdr"), "data file: a.raw", "data file: a%999999d.raw 1 6 1"),
+        "which is no pattern such as 'slice%03d.raw 1 40 1'",
+    ),
+    "nrrd encoding": (
+        lambda d: edited(phantom.write(d / "a.nrrd"), "encoding: raw", "encoding: bzip2"), "is packed as 'bzip2'",
+    ),
+    "mha data outside, with a colon": (
+        lambda d: edited(phantom.write(d / "a.mha"), "ElementDataFile", "ElementDataFile: ../b.raw\nElementDataFile"),
+        "names ElementDataFile twice",
+    ),
+    "mha data outside, after a blank": (
+        lambda d: edited(phantom.write(d / "a.mha"), "ElementDataFile", " ElementDataFile = ../b.raw\nElementDataFile"),
+        "names ElementDataFile twice",
+    ),
     "mha truncated": (lambda d: cut(phantom.write(d / "a.mha"), 0.8), "cut off: the header asks for 960 bytes"),
     "mha packed truncated": (lambda d: cut(image_of(d / "a.mha", phantom.image(), True), 0.8), "cut off"),
     "no mha": (lambda d: edited(phantom.write(d / "a.mha"), "ElementDataFile", "Elementdatafile"), "is no MetaImage"),
@@ -494,6 +515,25 @@ BAD = {
         lambda d: image_of(d / "a.mha", phantom.image(array=holed(phantom.values(), NAN))), "1 of 480 voxels are NaN",
     ),
 }  # fmt: skip
+
+
+def test_voxels_in_several_files(tmp_path: Path) -> None:
+    """One file for each slice, named by a list or a pattern, also in a folder below and under any name."""
+    (tmp_path / "slices").mkdir()
+    names = [f"slices/é {number}.raw" for number in range(6)]
+    for name, plane in zip(names, phantom.values(), strict=True):
+        plane.tofile(tmp_path / name)
+    headers = {
+        "a.mhd": ("ElementDataFile = a.raw", "ElementDataFile = LIST\n" + "\n".join(names)),
+        "a.nhdr": ("data file: a.raw", "data file: LIST\n" + "\n".join(names)),
+    }
+    for name, (one, several) in headers.items():
+        path = edited(phantom.write(tmp_path / name), one, several)
+        assert np.array_equal(read_volume(path).array, phantom.values())
+    for number, name in enumerate(names):
+        (tmp_path / name).rename(tmp_path / f"s{number:02d}.raw")
+    path = edited(phantom.write(tmp_path / "b.nhdr"), "data file: b.raw", "Data File: s%02d.raw 0 5 1")
+    assert np.array_equal(read_volume(path).array, phantom.values())
 
 
 class TestBadFiles:

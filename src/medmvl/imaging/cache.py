@@ -22,7 +22,7 @@ from medmvl.core.schema import split_fragment
 from medmvl.imaging.address import split_address
 from medmvl.imaging.fit import Fitted, fit_volume
 from medmvl.imaging.picture import ImageError
-from medmvl.imaging.read import read_volume
+from medmvl.imaging.read import kind_of, read_volume
 from medmvl.imaging.shards import Shards
 from medmvl.imaging.spec import VisionSpec
 from medmvl.imaging.volume import Volume
@@ -32,9 +32,7 @@ FITTING = 1
 
 _AFTERWARDS = {"mean", "std", "rescale", "channels"}  # fields of a spec that act on fitted values
 _SETTLED = 2 * 10**9  # ns; the coarsest clock of a file system (FAT) counts in 2 s
-_HEADERS = (".mhd", ".mha", ".nhdr", ".nrrd")  # formats whose values may be in another file
-_ELSEWHERE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE)
-_HEADER_BYTES = 2**16
+_HEADERS = (".mhd", ".mha", ".nhdr", ".nrrd")  # formats whose values may be in other files
 _PAIR = re.compile(r"(?P<stem>.+)\.(?:hdr|img)(?:\.gz)?", re.IGNORECASE)  # header and values of Analyze and NIfTI
 
 _README = """\
@@ -152,7 +150,7 @@ class _Source(NamedTuple):
     Attributes:
         path: the address.
         fragment: what the address says beside the file.
-        kind: the file's suffix, which chooses the reader.
+        kind: what chooses the reader, see `kind_of`.
         files: name -> path; several for a folder, and for a header with its values in another file.
         signature: hash of the path, and of all names, sizes, inodes and times.
         settled: whether every later change must change the signature too.
@@ -177,7 +175,8 @@ class _Source(NamedTuple):
         fragment = "" if file == Path(given) else split_fragment(given)[1]
         now = time.time_ns()
         try:
-            files = _files(file)
+            kind = kind_of(file)
+            files = _files(file, kind)
             states = [os.stat(one) for _, one in files]
         except (OSError, ValueError):
             return None
@@ -191,7 +190,7 @@ class _Source(NamedTuple):
         return cls(
             path=given,
             fragment=fragment,
-            kind="".join(file.suffixes[-2:]).lower(),
+            kind=kind,
             files=files,
             signature=_digest(json.dumps([os.path.abspath(file), marks])),
             settled=newest < now - _SETTLED,
@@ -212,17 +211,17 @@ class _Source(NamedTuple):
         return now is not None and now.signature == self.signature
 
 
-def _files(file: Path) -> tuple[tuple[str, str], ...]:
+def _files(file: Path, kind: str) -> tuple[tuple[str, str], ...]:
     """Return name and path of every file that a volume's values may come from."""
-    if file.suffix.lower() in _HEADERS and (elsewhere := _values_elsewhere(file)):
-        data = file.parent / elsewhere
-        # Lists and patterns of names are not followed: then everything beside the header counts.
-        return ((file.name, str(file)), (elsewhere, str(data))) if data.is_file() else _files(file.parent)
-    if not file.is_dir():
-        others = _partners(file)
-        return ((file.name, str(file)), *((one.name, str(one)) for one in others))
-    with os.scandir(file) as entries:
-        return tuple(sorted((entry.name, entry.path) for entry in entries if entry.is_file()))
+    if file.is_dir():
+        with os.scandir(file) as entries:
+            return tuple(sorted((entry.name, entry.path) for entry in entries if entry.is_file()))
+    others = _partners(file)
+    if kind in _HEADERS:
+        from medmvl.imaging.itk import voxel_files
+
+        others = [one for one in voxel_files(file, kind) if one != file]
+    return ((file.name, str(file)), *((str(one.relative_to(file.parent)), str(one)) for one in others))
 
 
 def _partners(file: Path) -> list[Path]:
@@ -232,15 +231,6 @@ def _partners(file: Path) -> list[Path]:
         return []
     names = (f"{found['stem']}{suffix}" for suffix in (".hdr", ".img", ".hdr.gz", ".img.gz"))
     return [one for name in names if name != file.name and (one := file.with_name(name)).is_file()]
-
-
-def _values_elsewhere(file: Path) -> str | None:
-    """Return what a MetaImage or NRRD header says about where its values are; None: in the same file."""
-    with file.open("rb") as opened:
-        found = _ELSEWHERE.search(opened.read(_HEADER_BYTES))
-    if found is None or found[1] in (b"LOCAL", b"Local", b"local"):
-        return None
-    return os.fsdecode(found[1])
 
 
 def entry_bytes(spec: VisionSpec) -> int:

@@ -5,6 +5,7 @@ SimpleITK gives axes and spacing even where a file states none, so its word is n
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _SPACES = {
     "left-anterior-superior": (1, -1, 1), "las": (1, -1, 1),
 }  # fmt: skip
 """NRRD's spaces with a meaning in the patient, and the signs that lead to LPS."""
+_ENCODINGS = {"raw": "raw", "gzip": "deflate", "gz": "deflate", "ascii": "", "text": "", "txt": "", "hex": ""}
+"""NRRD's encodings that can be read, and how they pack; "" for text."""
 _BYTES = {
     sitk.sitkUInt8: 1, sitk.sitkInt8: 1, sitk.sitkUInt16: 2, sitk.sitkInt16: 2, sitk.sitkUInt32: 4, sitk.sitkInt32: 4,
     sitk.sitkUInt64: 8, sitk.sitkInt64: 8, sitk.sitkFloat32: 4, sitk.sitkFloat64: 8,
@@ -46,7 +49,7 @@ class _Header:
         matrix: [3, 3], columns are the steps along x, y, z in LPS mm; None where the header does not say.
         spacing: (x, y, z) in mm where there is no matrix, or None.
         origin: in LPS mm, or None.
-        data: the file of the voxels, None where there are several; starts: at which byte.
+        data: the files of the voxels, in order; starts: at which byte of a single one.
         packing: how the voxels are packed: "raw", "deflate" or "" for anything else.
     """
 
@@ -55,7 +58,7 @@ class _Header:
     matrix: np.ndarray | None
     spacing: tuple[float, ...] | None
     origin: tuple[float, ...] | None
-    data: Path | None
+    data: tuple[Path, ...]
     starts: int
     packing: str
 
@@ -68,7 +71,7 @@ def read_nrrd(file: Path, address: Address) -> Volume:
             that is missing or outside the folder; voxels without extent, no space or directions, a sheared or
             senseless matrix; values as in `to_values`.
     """
-    return _read(file, address, _nrrd_header, "NrrdImageIO", "it states no space and space directions")
+    return _read(file, address, "NrrdImageIO", "it states no space and space directions")
 
 
 def read_meta(file: Path, address: Address) -> Volume:
@@ -77,18 +80,35 @@ def read_meta(file: Path, address: Address) -> Volume:
     Raises:
         ImageError: as `read_nrrd`.
     """
-    return _read(file, address, _meta_header, "MetaImageIO", "it states no TransformMatrix")
+    return _read(file, address, "MetaImageIO", "it states no TransformMatrix")
 
 
-def _read(file: Path, address: Address, parse: Callable[[Path, bytes], _Header], reader: str, silent: str) -> Volume:
+def voxel_files(file: Path, kind: str) -> tuple[Path, ...]:
+    """Return the files that hold the voxels of a volume; the file itself where it does.
+
+    Args:
+        file: the file with the header.
+        kind: ".nrrd", ".nhdr", ".mha" or ".mhd".
+
+    Raises:
+        ImageError: the header is damaged, or names a file that is missing or outside the folder.
+    """
+    return _header(file, "NrrdImageIO" if kind in (".nrrd", ".nhdr") else "MetaImageIO").data
+
+
+def _header(file: Path, reader: str) -> _Header:
     with file.open("rb") as stream:
         start = stream.read(_MAX_HEADER)
     try:
-        header = parse(file, start)
-    except (KeyError, ValueError, IndexError, UnicodeDecodeError) as error:
+        return _PARSERS[reader](file, start)
+    except (KeyError, ValueError, IndexError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(file, f"its header is damaged ({error}); get the file again") from error
+
+
+def _read(file: Path, address: Address, reader: str, silent: str) -> Volume:
+    header = _header(file, reader)
     check_voxels(file, header.size[::-1])
     if header.matrix is not None:
         if address.orientation is not None:
@@ -135,10 +155,10 @@ def _values(file: Path, header: _Header, name: str) -> np.ndarray:
                 file, f"its header is ambiguous: it reads as {header.size} and as {size} voxels; repair it"
             )
         needed = prod(header.size) * width
-        if header.data is not None and header.packing:
+        if len(header.data) == 1 and header.packing:
             factor = DEFLATE_LIMIT if header.packing == "deflate" else 1
-            there = header.data.stat().st_size - header.starts
-            check_length(file, there * factor, needed, header.data)
+            there = header.data[0].stat().st_size - header.starts
+            check_length(file, there * factor, needed, header.data[0])
         image = reader.Execute()
     except RuntimeError as error:
         reason = " ".join(str(error).split())[-200:]
@@ -150,17 +170,26 @@ def _nrrd_header(file: Path, start: bytes) -> _Header:
     if not re.match(rb"NRRD000\d", start):
         raise ImageError(file, "is no NRRD file: it does not start with NRRD000")
     end = re.search(rb"\r?\n\r?\n", start)
-    lines = start[: end.start() if end else len(start)].decode().splitlines()
-    pairs = [line.partition(": ") for line in lines if not line.startswith("#") and ":=" not in line]
-    fields = {key.strip().lower().replace(" ", ""): value.strip() for key, _, value in pairs if value}
+    lines = start[: end.start() if end else len(start)].decode(errors="surrogateescape").splitlines()
+    fields, places = {}, {}
+    for place, line in enumerate(lines):
+        key, _, value = line.partition(": ")
+        key = key.strip().lower().replace(" ", "")
+        if line.startswith("#") or ":=" in key or not value:
+            continue
+        if key in fields:  # what splits lines here may not split them for the library that reads the values
+            raise ImageError(file, f"its header states {key!r} twice; repair it")
+        fields[key], places[key] = value.strip(), place
     sizes = [int(number) for number in fields["sizes"].split()]
     _check_axes(file, sizes)
+    data: tuple[Path, ...] = (file,)
     named = fields.get("datafile")
-    data: Path | None = file
     if named is not None:
-        listed = [line for line in lines[lines.index(next(x for x in lines if x.lower().startswith("data"))) + 1 :]]
-        data = _data_file(file, named, listed)
-    packing = {"raw": "raw", "gzip": "deflate", "gz": "deflate"}.get(fields["encoding"].lower(), "")
+        data = _data_files(file, named, lines[places["datafile"] + 1 :])
+    encoding = fields["encoding"].lower()
+    if encoding not in _ENCODINGS:
+        raise ImageError(file, f"is packed as {encoding!r}; known are {', '.join(_ENCODINGS)}: pack it with gzip")
+    packing = _ENCODINGS[encoding]
     common = {"size": tuple(sizes[:3]), "axes": len(sizes), "data": data, "packing": packing}
     common["starts"] = end.end() if end and named is None else 0
     signs = _SPACES.get(fields.get("space", "").lower())
@@ -181,22 +210,25 @@ def _nrrd_header(file: Path, start: bytes) -> _Header:
 
 
 def _meta_header(file: Path, start: bytes) -> _Header:
-    end = re.search(rb"(?m)^ElementDataFile *= *([^\r\n]*)\r?\n?", start)
+    end = re.search(rb"(?m)^ElementDataFile *= *([^\n]*)\n?", start)
     if end is None or b"=" not in start[:80]:
         raise ImageError(file, "is no MetaImage file (MHA, MHD): it has no line 'ElementDataFile = ...'")
+    if start.find(b"ElementDataFile") != end.start():
+        # The library that reads the values is content with blanks before it, or a colon behind.
+        raise ImageError(file, "its header names ElementDataFile twice, or in the middle of a line; repair it")
     pairs = [line.partition("=") for line in start[: end.start()].decode("latin-1").splitlines()]
     fields = {key.strip(): value.strip() for key, _, value in pairs}
     sizes = [int(number) for number in fields["DimSize"].split()]
     if len(sizes) != int(fields["NDims"]):
         raise ImageError(file, f"its header says NDims = {fields['NDims']}, but DimSize = {fields['DimSize']}")
     _check_axes(file, sizes)
-    named = end[1].decode("latin-1").strip()
+    named = os.fsdecode(end[1]).strip()
     local = named.upper() == "LOCAL"
-    data = file if local else _data_file(file, named, start[end.end() :].decode("latin-1").splitlines())
+    data = (file,) if local else _data_files(file, named, os.fsdecode(start[end.end() :]).splitlines())
     packed = fields.get("CompressedData", "False").upper().startswith("T")
-    if packed and data is not None and "CompressedDataSize" in fields:
+    if packed and len(data) == 1 and "CompressedDataSize" in fields:
         starts = end.end() if local else 0
-        check_length(file, data.stat().st_size, starts + int(fields["CompressedDataSize"]), data)
+        check_length(file, data[0].stat().st_size, starts + int(fields["CompressedDataSize"]), data[0])
     axes, scale = len(sizes), _length(file, fields.get("DistanceUnits", "mm"))
     steps = _numbers(fields.get("ElementSpacing", fields.get("ElementSize", "")))
     _check_spacing(file, steps[:3])
@@ -234,20 +266,29 @@ def _check_spacing(file: Path, steps: Sequence[float]) -> None:
             raise ImageError(file, f"its header states a spacing of {step:g} along {axis}; repair the header")
 
 
-def _data_file(file: Path, named: str, listed: Iterable[str]) -> Path | None:
-    """Return the one file that holds the voxels, None for several; each must lie beside the header or below."""
-    several = named.upper().startswith("LIST") or "%" in named
-    names = [line.strip() for line in listed if line.strip()] if named.upper().startswith("LIST") else [named]
+def _data_files(file: Path, named: str, listed: Iterable[str]) -> tuple[Path, ...]:
+    """Return the files that hold the voxels: one, those of a list, or of a pattern; all beside the header or below."""
+    names = [named]
+    if named.upper().startswith("LIST"):
+        names = [line.strip() for line in listed if line.strip()]
+    elif "%" in named:
+        names = _numbered(file, named)
     for name in names:
         parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
         if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
             raise ImageError(file, f"takes its voxels from {name!r}, which is not beside it; put them into one folder")
-    if several:
-        return None
-    data = file.parent / named
-    if not data.is_file():
-        raise ImageError(file, f"its voxels should be in {named!r} beside it, which is missing")
-    return data
+    for name in names:
+        if not (file.parent / name).is_file():
+            raise ImageError(file, f"its voxels should be in {name!r} beside it, which is missing")
+    return tuple(file.parent / name for name in names)
+
+
+def _numbered(file: Path, named: str) -> list[str]:
+    """Return the names that a pattern stands for: "slice%03d.raw 1 40 1" (first, last, step)."""
+    found = re.fullmatch(r"([^%]*%0?\d?d[^%\s]*)\s+(\d{1,6})\s+(\d{1,6})\s+(\d{1,6})(\s+\d+)?", named)
+    if found is None or int(found[4]) < 1:
+        raise ImageError(file, f"takes its voxels from {named!r}, which is no pattern such as 'slice%03d.raw 1 40 1'")
+    return [found[1] % number for number in range(int(found[2]), int(found[3]) + 1, int(found[4]))]
 
 
 def _vectors(text: str) -> list[np.ndarray]:
@@ -262,3 +303,6 @@ def _length(file: Path, unit: str) -> float:
     if unit.strip().lower() not in _MM:
         raise ImageError(file, f"its header states an unknown unit of length {unit!r}; known are {', '.join(_MM)}")
     return _MM[unit.strip().lower()]
+
+
+_PARSERS: dict[str, Callable[[Path, bytes], _Header]] = {"NrrdImageIO": _nrrd_header, "MetaImageIO": _meta_header}

@@ -116,7 +116,7 @@ def _read(address: Address, wanted: type | None) -> Picture | Volume:
     file = address.file
     try:
         _check_file(file)
-        kind = _kind(file)
+        kind = kind_of(file)
     except OSError as error:  # a folder above may not be entered, a name is too long, a disk fails
         raise ImageError(address.given, f"cannot be reached: {error.strerror or error}") from error
     if kind in _DICOM and address.frame is None and wanted is not Picture:
@@ -215,7 +215,12 @@ def _where_it_ends(path: Path) -> str:
     return f" (but {others[0]} does)" if others else ""
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """Return what chooses the reader of a file: a known suffix, its own or that of its first bytes; or "folder".
+
+    Raises:
+        ImageError: neither is known.
+    """
     if path.is_dir():
         return _FOLDER
     name = path.name.lower()
