@@ -30,7 +30,7 @@ from medmvl.imaging.dicom_file import short_hash
 from medmvl.imaging.geometry import transform_box
 from medmvl.imaging.hounsfield import Rescale
 from medmvl.imaging.picture import ImageError
-from medmvl.imaging.read import read_image
+from medmvl.imaging.read import read_image, read_picture
 from medmvl.imaging.series import read_multiframe, read_series
 from medmvl.imaging.volume import Volume
 
@@ -444,6 +444,21 @@ class TestFolder:
         assert not said
         for text in (repr(volume), repr(volume.original), caplog.text):
             assert NAME not in text and "12345678" not in text
+
+    def test_warnings_about_odd_elements_do_not_repeat_them(self, tmp_path, caplog):
+        folder = write_series(tmp_path / "ct", slices(phantom.image()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for path in folder.iterdir():
+                data = pydicom.dcmread(path)
+                data.SeriesInstanceUID = data.FrameOfReferenceUID = f"1.2.{NAME}"
+                save(path, data)
+        caplog.clear()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            read_series(folder)
+            read_picture(folder / "IM0002.dcm")
+        assert NAME not in caplog.text + " ".join(str(one.message) for one in said)
 
 
 class TestRefusals:
