@@ -679,20 +679,25 @@ class TestWhatIsWanted:
         np.save(path, np.arange(60, dtype=np.uint8).reshape(3, 4, 5))
         assert isinstance(read_image(f"{path}#frame=1"), Picture)
         assert isinstance(read_image(path, unit="0..255"), Volume)
-        with pytest.raises(ImageError, match="holds 3 frames and none was chosen"):
+        with pytest.raises(ImageError, match=r"holds 3 frames and none was chosen.*a volume.*a\.npy#unit=HU"):
+            read_image(path)
+        np.save(path, np.zeros((1, 3, 4, 5), np.int16))
+        with pytest.raises(ImageError, match=r"int16 \[1, 3, 4, 5\].*a volume.*a\.npy#unit=HU"):
             read_image(path)
         with pytest.raises(ImageError, match="does not say what its values are"):
             read_volume(path)
 
 
-def test_one_volume_of_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_one_volume_of_memory(tmp_path: Path, order: str) -> None:
     """The values are decoded into the array that is returned; nothing as large is made beside it."""
     import tracemalloc
 
     stored = np.random.default_rng(0).integers(-1000, 1000, (64, 128, 128)).astype(np.int16)
-    image = nibabel.Nifti1Image(stored.T, np.eye(4))
+    image = nibabel.Nifti1Image(stored.T, np.eye(4), nibabel.Nifti1Header(endianness=order))
+    image.set_data_dtype(np.int16)
     nibabel.save(image, tmp_path / "a.nii.gz")
-    patch(tmp_path / "a.nii.gz", SLOPE, "<2f", 1, -24)
+    patch(tmp_path / "a.nii.gz", SLOPE, f"{order}2f", 1, -24)
     tracemalloc.start()
     volume = read_volume(tmp_path / "a.nii.gz")
     peak = tracemalloc.get_traced_memory()[1]

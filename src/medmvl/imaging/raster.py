@@ -98,6 +98,10 @@ def _sample_format(tags: Mapping[int, Any]) -> int | None:
     return found[0] if isinstance(found, tuple) else found
 
 
+def _as_volume(path: Path) -> str:
+    return f"; a volume [D, H, W] is read if its unit is named, as by '{path}#unit=HU' (HU, 0..255 or 0..1)"
+
+
 def read_npy(path: Path, frame: int | None) -> Picture:
     """Read a picture from a .npy file, never unpickling.
 
@@ -113,9 +117,17 @@ def read_npy(path: Path, frame: int | None) -> Picture:
         raise ImageError(path, f"cannot be read as .npy ({error}); save it with numpy.save, without objects") from error
     if not isinstance(stored, np.ndarray) or stored.ndim not in (2, 3) or stored.dtype.kind not in "buif":
         given = f"{stored.dtype} {list(stored.shape)}" if isinstance(stored, np.ndarray) else "an archive"
-        raise ImageError(path, f"holds {given}; a picture is a number array [H, W], [H, W, 3] or frames [N, H, W]")
+        raise ImageError(
+            path, f"holds {given}; a picture is a number array [H, W], [H, W, 3] or frames [N, H, W]{_as_volume(path)}"
+        )
     flat = stored.ndim == 2 or stored.shape[-1] in (1, 3)
-    index = choose_frame(path, 1 if flat else stored.shape[0], frame)
+    count = 1 if flat else stored.shape[0]
+    if count > 1 and frame is None:
+        raise ImageError(
+            path,
+            f"holds {count} frames and none was chosen, as by '{path}#frame=0' (0 to {count - 1}){_as_volume(path)}",
+        )
+    index = choose_frame(path, count, frame)
     stored = stored if flat else stored[index]
     check_pixels(path, stored.shape[0], stored.shape[1])
     if stored.ndim == 3 and stored.shape[-1] == 1:

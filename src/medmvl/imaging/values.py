@@ -50,7 +50,7 @@ def rescaled(stored: np.ndarray, rescale: Rescale) -> np.ndarray:
     Floats are never made integers. `stored` is reused for the result where it may be written and is as wide.
     """
     if not stored.dtype.isnative:
-        stored = stored.astype(stored.dtype.newbyteorder("="))
+        stored = stored.byteswap(inplace=stored.flags.writeable).view(stored.dtype.newbyteorder("="))
     target = _target(stored, rescale)
     if rescale.is_identity and target == stored.dtype:
         return stored
