@@ -1,4 +1,4 @@
-"""Two processes, one with pictures and one with text alone, learn what one process learns, under every strategy."""
+"""Two processes, one with pictures or volumes and one with text, learn what one learns, under every strategy."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from medmvl.train.recipe import Recipe
 from medmvl.train.run import train
 
 pytestmark = pytest.mark.distributed
+CLOSE = 1e-5  # a hundredth of one step at most: Adam makes steps of rounding where a gradient is nearly zero
 LIMIT = 240  # seconds; a process that waits for the other one forever is the failure these tests are for
 
 # One picture and one text per step, each too long to share a row with the other: rank 0 sees pictures, rank 1 none.
@@ -24,11 +25,13 @@ MIXED = [
     {"source": "squares", "tasks": ["squares/report"], "share": 1},
     {"source": "squares", "tasks": ["squares/text"], "share": 1},
 ]
+VOLUMES = [{"source": "cubes", "tasks": ["cubes/side"], "share": 1}, MIXED[1]]
 RATE = {"mode": "full", "lr": 1e-3}
 STAGES = (
     # 13 pictures a rank, of which a micro-step holds 12: gradients are accumulated
     tiny_run.stage("heads", objective="heads", steps=2, global_batch=26, tune={"image.encoder": RATE | {"lr": 1e-4}}),
     tiny_run.stage("chat", steps=5, global_batch=2, data=MIXED, tune={"llm": RATE, "image.*": RATE}),
+    tiny_run.stage("volumes", steps=3, global_batch=2, data=VOLUMES, tune={"llm": RATE, "volume.*": RATE}),
 )
 
 
@@ -36,16 +39,17 @@ STAGES = (
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("distributed")
     tiny_run.write_data(root)
+    tiny_run.write_volumes(root)
     return root
 
 
 def settings(root, name, *stages, **run):
-    return tiny_run.recipe(root, *stages, output=str(root / name), max_tokens=48, row_tokens=48, **run)
+    return tiny_run.recipe(root, *stages, output=str(root / name), volumes=True, max_tokens=48, row_tokens=48, **run)
 
 
 @pytest.fixture(scope="module")
 def alone(root):
-    return train(settings(root, "alone", *STAGES, save_every=1, keep_last=9))
+    return train(settings(root, "alone", *STAGES, save_every=1, keep_last=19))
 
 
 def weights(folder):
@@ -70,17 +74,18 @@ def launch(root, name, *stages, **run):
     )
 
 
-def test_one_rank_sees_pictures_the_other_text(root):
+@pytest.mark.parametrize(("index", "tower"), [(1, "image"), (2, "volume")])
+def test_one_rank_sees_media_the_other_text(root, index, tower):
     recipe = Recipe.load(settings(root, "unused", *STAGES))
     bundle = start_bundle(recipe)
-    stage = recipe.stages[1]
+    stage = recipe.stages[index]
     table = tune.apply(bundle.model, stage.tune)
     for rank, shown in ((0, True), (1, False)):
-        plan = plan_stage(stage, 1, bundle, recipe.run, table, Place(rank, 2, True), print)
+        plan = plan_stage(stage, index, bundle, recipe.run, table, Place(rank, 2, True), print)
         steps = plan.objective.order.steps(stage.global_batch)
-        for _, step in zip(range(5), steps, strict=False):
+        for _, step in zip(range(stage.steps), steps, strict=False):
             (batch,) = plan.objective.preparer(step).batches
-            assert (len(batch.media_positions["image"]) > 0) == shown
+            assert (len(batch.media_positions[tower]) > 0) == shown
             assert batch.num_supervised > 0
 
 
@@ -91,13 +96,13 @@ def test_two_processes_learn_what_one_does(root, alone, strategy):
         pytest.importorskip("deepspeed")
     folder = root / strategy
     shutil.copytree(alone / "checkpoints/step-00000001", folder / "checkpoints/step-00000001")
-    done = launch(root, strategy, *STAGES, strategy=strategy, save_every=4, keep_last=9)
+    done = launch(root, strategy, *STAGES, strategy=strategy, save_every=4, keep_last=19)
     assert done.returncode == 0, done.stderr[-4000:]
     expected = weights(alone)
-    assert furthest(weights(folder), expected) <= 1e-6
+    assert furthest(weights(folder), expected) <= CLOSE
     assert furthest(weights_at_start(root), expected) > 1e-3
-    shutil.rmtree(folder / "checkpoints/step-00000007")
-    assert furthest(weights(train(settings(root, strategy, *STAGES, keep_last=9), resume=True)), expected) <= 1e-6
+    shutil.rmtree(folder / "checkpoints/step-00000010")
+    assert furthest(weights(train(settings(root, strategy, *STAGES, keep_last=19), resume=True)), expected) <= CLOSE
 
 
 def test_what_fsdp2_gathers_to_validate_is_not_saved(root):
@@ -109,7 +114,7 @@ def test_what_fsdp2_gathers_to_validate_is_not_saved(root):
     saved = load_file(root / "validated/checkpoints/step-00000001/weights-0000.safetensors")
     for tensors in (saved, weights(root / "validated")):
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
-        assert all(not torch.equal(t, t.bfloat16().float()) for t in tensors.values() if t.ndim > 1)
+        assert all(not torch.equal(t, t.bfloat16().float()) for t in tensors.values() if t.ndim > 1 and t.any())
 
 
 def furthest(one, other):

@@ -40,6 +40,13 @@ STAGES = (
         },
         validation={"data": [{"source": "squares", "split": "val"}], "every": 6, "samples": 8},
     ),
+    tiny_run.stage(
+        "volumes",
+        steps=7,
+        data=[{"source": "cubes"}, {"source": "squares"}],
+        augmentation={"rotate": 10, "shift": 0.1, "noise": 0.1},
+        tune={"*.encoder": {"mode": "full", "lr": 3e-3}, "volume.connector": {"mode": "full", "lr": 3e-3}},
+    ),
 )
 
 
@@ -47,18 +54,21 @@ STAGES = (
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("resume")
     tiny_run.write_data(root)
+    tiny_run.write_volumes(root)
     return root
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(root):
-    settings = tiny_run.recipe(root, *STAGES, output=str(root / "whole"))
+    settings = tiny_run.recipe(root, *STAGES, volumes=True, output=str(root / "whole"))
     return train(settings)
 
 
 def interrupted(root, name, step, number, **run):
     path = root / f"{name}.yaml"
-    path.write_text(json.dumps(tiny_run.recipe(root, *STAGES, output=str(root / name), save_every=5, **run)))
+    path.write_text(
+        json.dumps(tiny_run.recipe(root, *STAGES, volumes=True, output=str(root / name), save_every=5, **run))
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(step), str(number)],
@@ -85,8 +95,8 @@ def assert_same(one, other):
     assert final(one)[2] == final(other)[2]
 
 
-# Step 6 is in the first stage, 13 in the middle of the second stage's epoch.
-@pytest.mark.parametrize(("step", "run"), [(6, {}), (13, {"workers": 2})])
+# Step 6 is in the first stage, 13 in the middle of the second stage's epoch, 24 in the stage of volumes.
+@pytest.mark.parametrize(("step", "run"), [(6, {}), (13, {"workers": 2}), (24, {"workers": 2})])
 def test_killed_run_resumes_bit_for_bit(root, uninterrupted, step, run):
     path, code = interrupted(root, f"killed-{step}", step, signal.SIGKILL, **run)
     assert code == -signal.SIGKILL
@@ -94,7 +104,7 @@ def test_killed_run_resumes_bit_for_bit(root, uninterrupted, step, run):
     assert_same(folder, uninterrupted)
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in logged if line["kind"] == "train"]
-    assert steps == list(range(1, 22))
+    assert steps == list(range(1, 29))
     whole = [json.loads(line) for line in (uninterrupted / "log.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in logged] == [line["loss"] for line in whole]
 
@@ -109,17 +119,17 @@ def test_a_run_that_is_asked_saves_and_leaves(root, uninterrupted, capfd, asked)
 
 
 def test_resumed_recipe_must_learn_the_same(root, uninterrupted):
-    settings = tiny_run.recipe(root, *STAGES, output=str(uninterrupted))
+    settings = tiny_run.recipe(root, *STAGES, volumes=True, output=str(uninterrupted))
     settings["stages"][1]["global_batch"] = 6
     with pytest.raises(ValueError, match=r"stages\.1\.global_batch"):
         train(settings, resume=True)
     with pytest.raises(ValueError, match="already holds a run"):
-        train(tiny_run.recipe(root, *STAGES, output=str(uninterrupted)))
+        train(tiny_run.recipe(root, *STAGES, volumes=True, output=str(uninterrupted)))
 
 
 def test_finished_run_resumes_to_the_same_bundle(root, uninterrupted):
     before = final(uninterrupted)[0]
-    train(tiny_run.recipe(root, *STAGES, output=str(uninterrupted)), resume=True)
+    train(tiny_run.recipe(root, *STAGES, volumes=True, output=str(uninterrupted)), resume=True)
     after = final(uninterrupted)[0]
     assert all(torch.equal(before[name], after[name]) for name in before)
 
