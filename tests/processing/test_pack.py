@@ -171,7 +171,7 @@ def test_batches_hold_one_picture_per_group_and_pictures_of_one_file_are_read_on
     assert batch.pixels["image"][:, 0, 0, 0].tolist() == [0, 1]
     assert len(batch.media_positions["image"]) == 6
     assert set(batch.pixels) == {"image"}
-    assert sorted(pool) == ["a.png", "b.png"]
+    assert sorted(pool) == ["image:a.png", "image:b.png"]
 
 
 def test_text_only_rows_carry_no_pixels() -> None:

@@ -192,7 +192,7 @@ def test_a_variation_that_moves_a_box_out_of_sight_is_left_out(picture: Path) ->
     subject = processor()
     corner = sample(([image(picture), text("Where?")], [box(0)]), meta={"boxes": [{"coords": [0, 0, 2, 2]}]})
     keys = {subject.encode(corner, Augmentation(shift=0.3), (seed,)).media[0].key for seed in range(20)}
-    assert str(picture) in keys and len(keys) > 1
+    assert f"image:{picture}" in keys and len(keys) > 1
 
 
 def test_a_box_the_encoder_does_not_see_is_refused(picture: Path) -> None:
@@ -219,6 +219,16 @@ def test_files_are_opened_late_and_once_per_pool(picture: Path, monkeypatch: pyt
     assert len({id(found.media[0]) for found in plain}) == 1
     assert plain[0].media[0].view.pixels.shape == (3, 20, 40)
     assert opened == [str(picture)]
+
+
+def test_a_volume_never_takes_the_place_of_a_picture() -> None:
+    subject = processor()
+    pool: dict[str, Media] = {}
+    for tower in ("image", "volume", "image"):
+        shown = subject.encode(sample(([image() | {"type": tower}, text("q")], "a")), pool=pool)
+        assert shown.media[0].tower == tower
+        placeholder = subject.placeholder_ids[tower]
+        assert (shown.branches[0].ids == placeholder).sum() == TOWERS[tower].num_tokens
 
 
 def test_missing_and_damaged_files_are_named_with_their_sample(picture: Path, tmp_path: Path) -> None:

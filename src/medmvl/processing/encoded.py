@@ -40,10 +40,10 @@ class View:
 class Media:
     """One image or volume of a prompt, read when first looked at and kept as long as this object lives.
 
-    `key` tells equal views apart from others: the path, and the seed if it is augmented. `token` is the placeholder's
-    id, which stands `num_tokens` times in the ids. `question` is what a tower that reads text reads beside the view,
-    in ids of its own tokenizer; None for all other towers. `store` saves fitting volumes again; it changes no value.
-    A `blank` one has the frame of its file, and even grey in place of what the file shows.
+    `key` tells equal views apart from others: tower and path, and the seed if it is augmented. `token` is the
+    placeholder's id, which stands `num_tokens` times in the ids. `question` is what a tower that reads text reads
+    beside the view, in ids of its own tokenizer; None for all other towers. `store` saves fitting volumes again; it
+    changes no value. A `blank` one has the frame of its file, and even grey in place of what the file shows.
     """
 
     tower: str

@@ -241,7 +241,7 @@ class Processor:
                 have = ", ".join(sorted(self._tower_of)) or "text only"
                 raise SampleError(f"it shows one {part.type}, but the model takes: {have}", sample.id, part.path)
             own_seed = (*seed, paths.index(part.path))
-            key = part.path if augmentation is None else f"{part.path}@{own_seed}"
+            key = f"{name}:{part.path}" if augmentation is None else f"{name}:{part.path}@{own_seed}"
             key += " blank" if part.blank else ""
             keys.append(key)
             if key not in pool:
