@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def inherit(model: VLM, source: VLM, where: str) -> Inheritance:
     """Copy weights of `source` into `model`, in place.
 
     LLM and encoders of the same name are copied with their adapters and must be built alike; of a connector what fits
-    is taken. Where the source has an image tower and the model a volume tower that the source lacks, every 2D encoder
+    is taken. Where the source has an image tower, and lacks the model's volume encoder or connector, every 2D encoder
     inside the volume's encoder that is built like the image's takes its weights, and the volume's connector what fits
     of the image's: the same parameters, or the mlp at its end. Adapters are merged on that way.
 
@@ -50,10 +50,12 @@ def inherit(model: VLM, source: VLM, where: str) -> Inheritance:
     Raises:
         ValueError: nothing in common, or an LLM or encoder that is built differently.
     """
-    have, given = tune.parts(model), tune.parts(source)
+    have = tune.parts(model)
+    # Slices that share the image tower's encoder have nothing to give: the image tower gives it.
+    given = {part: module for part, module in tune.parts(source).items() if module.state_dict()}
     state = tune.adapters(source)
     done: dict[str, set[str]] = {part: set() for part in have}
-    taken: dict[str, list[str]] = {part: [] for part, module in given.items() if module.state_dict()}
+    taken: dict[str, list[str]] = {part: [] for part in given}
     for part in (part for part in given if part in have):
         if part.endswith(".connector"):
             tune.merge(given[part])
@@ -89,42 +91,49 @@ def _check_alike(part: str, given: nn.Module, have: nn.Module, where: str) -> No
 def _across(have: dict[str, nn.Module], given: dict[str, nn.Module]) -> Iterator[tuple[str, str, str, dict[str, str]]]:
     """Yield (part, part of the source, module in the part, name in it -> name in the source), image to volume."""
     part, other = f"{_SAME}.encoder", f"{_OTHER}.encoder"
-    if part not in have or part in given or other not in given:
-        return
-    tune.merge(given[other])
-    weights = given[other].state_dict()
-    for prefix, module in have[part].named_modules():
-        own = module.state_dict() if isinstance(module, Encoder) and prefix else {}
-        if own and own.keys() == weights.keys() and all(_same(weights[name], own[name]) for name in own):
-            yield part, other, prefix, {name: name for name in own}
+    if part in have and part not in given and other in given:
+        tune.merge(given[other])
+        weights = given[other].state_dict()
+        for prefix, module in have[part].named_modules():
+            if prefix and isinstance(module, Encoder) and _alike(weights, module.state_dict()):
+                yield part, other, prefix, {name: name for name in weights}
     part, other = f"{_SAME}.connector", f"{_OTHER}.connector"
-    tune.merge(given[other])
-    pairs = _fitting(given[other], have[part])
-    if pairs:
-        yield part, other, "", pairs
+    if part in have and part not in given and other in given:
+        tune.merge(given[other])
+        if pairs := _fitting(given[other], have[part]):
+            yield part, other, "", pairs
 
 
 def _fitting(given: nn.Module, have: nn.Module) -> dict[str, str]:
     """Return which parameters of one connector another can take: name in `have` -> name in `given`.
 
     Connectors of one class share what has the same name and shape; of others, every mlp in `have` that is built like
-    the one in `given` takes its weights.
+    the one in `given` takes its weights. An mlp is taken whole or not at all: some layers of it mean nothing alone.
     """
     weights, own = given.state_dict(), have.state_dict()
     if type(given) is type(have):
-        return {name: name for name in own if _same(weights.get(name), own[name])}
+        torn = tuple(prefix for prefix in _mlps(have) if not _alike(_below(prefix, weights), _below(prefix, own)))
+        return {name: name for name in own if _same(weights.get(name), own[name]) and not name.startswith(torn)}
     pairs = {}
     for theirs in _mlps(given)[:1]:
-        names = [name.removeprefix(theirs) for name in weights if name.startswith(theirs)]
+        wanted = _below(theirs, weights)
         for ours in _mlps(have):
-            if all(_same(weights[theirs + name], own.get(ours + name)) for name in names):
-                pairs.update({ours + name: theirs + name for name in names})
+            if _alike(wanted, _below(ours, own)):
+                pairs.update({ours + name: theirs + name for name in wanted})
     return pairs
 
 
 def _mlps(connector: nn.Module) -> list[str]:
     """Return the prefixes of the parameters of a connector's mlps."""
     return [f"{name}." if name else "" for name, module in connector.named_modules() if isinstance(module, Mlp)]
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
