@@ -75,7 +75,8 @@ def test_from_folders(llm: str, encoder: str) -> None:
 
 def test_what_was_built_needs_no_folder(llm: str, encoder: str, tmp_path: Path) -> None:
     tower = {"encoder": encoder, "layer": -2, "tokens": "patches", "connector": "pool", "spec": {"resample": "box"}}
-    built = build(ModelConfig(llm=llm, towers={"image": tower, "volume": {"encoder": encoder}}))
+    volume = {"encoder": "slices", "encoder_options": {"encoder": encoder, "slices": 2}}
+    built = build(ModelConfig(llm=llm, towers={"image": tower, "volume": volume}))
     stored = built.config.model_dump_json()
     assert str(tmp_path) not in stored
 
@@ -83,8 +84,7 @@ def test_what_was_built_needs_no_folder(llm: str, encoder: str, tmp_path: Path) 
     again = build(config, tokenizer=built.tokenizer)
     assert again.config == built.config == config
     assert again.model.load_state_dict(built.model.state_dict())
-    pixels = torch.randn(1, 3, 32, 32)
-    for name in ("image", "volume"):
+    for name, pixels in (("image", torch.randn(1, 3, 32, 32)), ("volume", torch.randn(1, 1, 2, 32, 32))):
         assert again.model.towers[name].encoder.spec == built.model.towers[name].encoder.spec
         assert torch.equal(again.model.towers[name](pixels), built.model.towers[name](pixels))
 
@@ -143,6 +143,8 @@ def test_meta_takes_a_tokenizer_that_is_at_hand(llm: str) -> None:
         ({"llm": "/nowhere/llm"}, SourceError, r"neither a folder nor a hub name"),
         ({"llm": {"architecture": LLM, "tokenizer": "ENCODER"}}, SourceError, r"holds no tokenizer"),
         ({"towers": {"image": {"encoder": "LLM"}}}, EncoderError, r"encoder of tower 'image'.*no vision model"),
+        ({"towers": {"volume": {"encoder": "ENCODER"}}}, EncoderError, r"takes pictures of size \(32, 32\).*'slices'"),
+        ({"towers": {"image": {"encoder": "vit3d"}}}, EncoderError, r"takes volumes of size.*the tower 'volume'"),
         ({"towers": {"image": {"encoder": "ENCODER", "connector": "pool"}}}, ConnectorError, r"tokens: patches"),
         (
             {"towers": {"image": {"encoder": "ENCODER", "connector_options": {"deep": 2}}}},

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medmvl.model.config import TOWERS, ModelConfig, TextModel, TowerConfig
 from medmvl.model.connectors import build_connector
-from medmvl.model.encoders.base import Encoder, Lent
+from medmvl.model.encoders.base import Encoder, EncoderError, Lent
 from medmvl.model.encoders.hf import architecture
 from medmvl.model.encoders.table import build_encoder
 from medmvl.model.llm import load_llm
@@ -79,6 +79,12 @@ def _towers(configs: Mapping[str, TowerConfig], width: int, meta: bool) -> dict[
 
 def _tower(name: str, config: TowerConfig, width: int, meta: bool, image: Lent | None) -> Tower:
     encoder = build_encoder(config, weights=not meta, where=f"encoder of tower {name!r}", image=image)
+    if encoder.spec.is_volume != (name == "volume"):
+        takes = "volumes" if encoder.spec.is_volume else "pictures"
+        other = "put it inside the encoder 'slices'" if name == "volume" else "make it the tower 'volume'"
+        raise EncoderError(
+            f"encoder of tower {name!r}: {config.encoder.label!r} takes {takes} of size {encoder.spec.size}; {other}"
+        )
     connector = build_connector(
         config.connector,
         encoder.token_grid,

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from medmvl.core.config import ConfigError, load
 from medmvl.imaging.spec import VisionSpec
 from medmvl.model.config import TowerConfig
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class EncoderError(ValueError):
@@ -110,13 +113,26 @@ def changed(spec: VisionSpec, changes: Mapping[str, Any] | None) -> VisionSpec:
     """
     changes = changes or {}
     fields = {**spec.model_dump(), **changes}
+    wanted = checked("spec", VisionSpec, fields if "edge" in changes else {**fields, "edge": None})
+    if "edge" in changes or spec.edge is None or wanted.fit != "crop":
+        return wanted
+    share = min(wanted.size) / min(spec.size)
+    edge = round(spec.edge * share) if isinstance(spec.edge, int) else tuple(round(e * share) for e in spec.edge)
+    return wanted.model_copy(update={"edge": edge})
+
+
+def checked(name: str, model: type[Model], fields: Mapping[str, Any]) -> Model:
+    """Return settings that are given among an encoder's options.
+
+    Args:
+        name: what they are, for errors.
+        model: of which kind.
+        fields: as given.
+
+    Raises:
+        EncoderError: all that is wrong with them.
+    """
     try:
-        wanted = VisionSpec.model_validate(fields if "edge" in changes else {**fields, "edge": None})
-        if "edge" in changes or spec.edge is None or wanted.fit != "crop":
-            return wanted
-        share = min(wanted.size) / min(spec.size)
-        edge = round(spec.edge * share) if isinstance(spec.edge, int) else tuple(round(e * share) for e in spec.edge)
-        return wanted.model_copy(update={"edge": edge})
-    except ValidationError as error:
-        lines = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'spec'}: {one['msg']}" for one in error.errors())
-        raise EncoderError(f"spec: {lines}; fields are {', '.join(VisionSpec.model_fields)}") from error
+        return load(model, fields)
+    except ConfigError as error:
+        raise EncoderError(f"{name}: {'; '.join(error.lines)}") from error

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from medmvl.core.lookup import choices_text
 from medmvl.model.encoders.base import Context, EncoderError
-from medmvl.model.encoders.native import NativeEncoder, Patches, attend, check_tokens
+from medmvl.model.encoders.native import NativeEncoder, Patches, attend, check_heads, check_tokens
 from medmvl.model.encoders.published import Names
 
 PEGS = ("reference", "geometric")
@@ -91,6 +91,7 @@ class CtVit(NativeEncoder):
     ) -> None:
         super().__init__()
         check_tokens(tokens)
+        check_heads(heads * head_width, heads)
         if layer != -1:
             raise EncoderError(f"'ct_vit' gives its last layer only: layer must be -1, got {layer}")
         if temporal_peg not in PEGS:

@@ -2,23 +2,20 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
-from medmvl.core.config import Strict
 from medmvl.core.lookup import choices_text
 from medmvl.imaging.spec import VisionSpec
 from medmvl.model.config import TextModel, TowerConfig
 from medmvl.model.connectors import DualGrid, DualTokens, DualWidth
-from medmvl.model.encoders.base import Context, Encoder, EncoderError
+from medmvl.model.encoders.base import Context, Encoder, EncoderError, checked
 from medmvl.model.encoders.table import build_encoder
 from medmvl.model.encoders.text import TextEncoder
 
 _BRANCH = ("encoder", "encoder_options", "layer", "tokens", "spec")
 _SLICES = ("slices", "chunk")
-Settings = TypeVar("Settings", bound=Strict)
 
 
 class Dual(Encoder):
@@ -69,7 +66,7 @@ class Dual(Encoder):
         self.shares = self.slices.shares
         _check(self.volume, self.slices)
         self._scale, self._shift = _rescaling(self.spec, self.slices.spec)
-        self.text_config = _validated("text", TextModel, {"path": text} if isinstance(text, str) else text)
+        self.text_config = checked("text", TextModel, {"path": text} if isinstance(text, str) else text)
         self.text = TextEncoder(self.text_config, context.weights)
         depth, *inside = self.slices.grid
         self.grid = DualGrid(self.volume.grid, (depth, math.prod(inside)))
@@ -138,7 +135,7 @@ def _settings(name: str, given: Mapping[str, Any], known: tuple[str, ...]) -> di
 def _volume_config(given: Mapping[str, Any], spec: Mapping[str, Any] | None) -> TowerConfig:
     settings = _settings("volume", given, _BRANCH)
     changes = {**(settings.get("spec") or {}), **(spec or {})}
-    return _validated("volume", TowerConfig, {**settings, "spec": changes or None})
+    return checked("volume", TowerConfig, {**settings, "spec": changes or None})
 
 
 def _slices_config(given: Mapping[str, Any], shared: VisionSpec) -> TowerConfig:
@@ -153,15 +150,7 @@ def _slices_config(given: Mapping[str, Any], shared: VisionSpec) -> TowerConfig:
             )
     options = {key: settings.pop(key) for key in ("encoder", "encoder_options", *_SLICES) if key in settings}
     whole = {**settings, "encoder": "slices", "encoder_options": options, "spec": {**spec, "size": list(shared.size)}}
-    return _validated("slices", TowerConfig, whole)
-
-
-def _validated(name: str, cls: type[Settings], fields: object) -> Settings:
-    try:
-        return cls.model_validate(fields)
-    except ValidationError as error:
-        lines = "; ".join(f"{'.'.join(map(str, one['loc'])) or name}: {one['msg']}" for one in error.errors())
-        raise EncoderError(f"{name}: {lines}") from error
+    return checked("slices", TowerConfig, whole)
 
 
 def _check(volume: Encoder, slices: Encoder | None = None) -> None:

@@ -72,7 +72,10 @@ class NativeEncoder(Encoder):
         made_for = changed(_BLANK, base)
         self.spec = changed(made_for, spec)
         for size in (made_for.size, self.spec.size):
-            if len(size) != 3 or len(patch_size) != 3 or any(s % p for s, p in zip(size, patch_size, strict=True)):
+            fits = len(size) == len(patch_size) == 3 and all(
+                patch > 0 and side % patch == 0 for side, patch in zip(size, patch_size, strict=True)
+            )
+            if not fits:
                 raise EncoderError(
                     f"{self.row!r} takes volumes whose depth, height and width are multiples of its patches, "
                     f"{tuple(patch_size)}; the size is {tuple(size)}"

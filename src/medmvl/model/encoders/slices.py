@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from medmvl.imaging.spec import VisionSpec
 from medmvl.model.config import TowerConfig
-from medmvl.model.encoders.base import Context, Encoder, EncoderError, Lent, changed
+from medmvl.model.encoders.base import Context, Encoder, EncoderError, Lent, changed, checked
 from medmvl.model.encoders.table import build_encoder
 
 SLICES = 32
@@ -59,8 +58,7 @@ class Slices(Encoder):
         super().__init__()
         context = context or Context()
         size = _size(slices, spec)
-        if chunk < 1:
-            raise EncoderError(f"chunk must be at least 1, got {chunk}")
+        _check_count("chunk", chunk)
         self.chunk = chunk
         self._recompute: dict[str, Any] | None = None
         if encoder in (SHARED, {"path": SHARED}):
@@ -168,9 +166,13 @@ def _size(slices: int | None, spec: Mapping[str, Any] | None) -> tuple[int, ...]
         raise EncoderError(f"'slices' takes volumes: the spec's size must be [slices, height, width], got {stated!r}")
     if slices is not None and slices != count[0]:
         raise EncoderError(f"slices is {slices}, and the spec's size {list(count)} says {count[0]}; leave one out")
-    if count[0] < 1:
-        raise EncoderError(f"slices must be at least 1, got {count[0]}")
+    _check_count("slices", count[0])
     return count
+
+
+def _check_count(name: str, count: object) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise EncoderError(f"{name} must be a whole number of at least 1, got {count!r}")
 
 
 def _lent(context: Context, options: Mapping[str, Any] | None, layer: int) -> Lent:
@@ -200,10 +202,5 @@ def _inner(
     """Return the settings of the 2D encoder."""
     options = dict(options or {})
     spec = {**({"size": list(size)} if size else {}), **(options.pop("spec", None) or {})}
-    try:
-        return TowerConfig.model_validate(
-            {"encoder": encoder, "encoder_options": options, "layer": layer, "tokens": tokens, "spec": spec or None}
-        )
-    except ValidationError as error:
-        lines = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise EncoderError(f"its 2D encoder: {lines}") from error
+    fields = {"encoder": encoder, "encoder_options": options, "layer": layer, "tokens": tokens, "spec": spec or None}
+    return checked("its 2D encoder", TowerConfig, fields)

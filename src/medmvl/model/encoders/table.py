@@ -10,7 +10,7 @@ from medmvl.core.lookup import choices_text, resolve
 from medmvl.model.config import ENCODERS, PUBLISHED, TowerConfig, shipped_architecture
 from medmvl.model.encoders import hf
 from medmvl.model.encoders.base import Context, Encoder, EncoderError, Lent
-from medmvl.model.source import folder
+from medmvl.model.source import SourceError, folder
 
 
 def build_encoder(
@@ -73,6 +73,8 @@ def _own(name: str, options: dict[str, Any], context: Context, where: str) -> En
         encoder = cls(**options)
     except (EncoderError, TypeError) as error:
         raise EncoderError(f"{where}: {error}") from error
+    except SourceError as error:
+        raise SourceError(f"{where}: {error}") from error
     missing = [
         key
         for key in ("spec", "grid", "width", "num_tokens", "reachable", "self_contained")
@@ -87,7 +89,7 @@ def _own(name: str, options: dict[str, Any], context: Context, where: str) -> En
 
 
 def _check_options(cls: type, options: Mapping[str, Any], where: str) -> None:
-    """Refuse an option that the encoder does not take."""
+    """Refuse an option that the encoder does not take, and a lack of one that it needs."""
     parameters = inspect.signature(cls).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
@@ -95,3 +97,7 @@ def _check_options(cls: type, options: Mapping[str, Any], where: str) -> None:
     for option in options:
         if option not in known:
             raise EncoderError(f"{where}: unknown option {option!r}; {choices_text(option, known, 'options')}")
+    named = [name for name in known if parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL]
+    lacking = [name for name in named if parameters[name].default is inspect.Parameter.empty and name not in options]
+    if lacking:
+        raise EncoderError(f"{where}: the option {lacking[0]!r} is required; set it in `encoder_options`")
