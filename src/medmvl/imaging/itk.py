@@ -45,7 +45,6 @@ class _Header:
 
     Attributes:
         size: (x, y, z).
-        axes: how many the file has; those beyond three have length 1.
         matrix: [3, 3], columns are the steps along x, y, z in LPS mm; None where the header does not say.
         spacing: (x, y, z) in mm where there is no matrix, or None.
         origin: in LPS mm, or None.
@@ -54,7 +53,6 @@ class _Header:
     """
 
     size: tuple[int, int, int]
-    axes: int
     matrix: np.ndarray | None
     spacing: tuple[float, ...] | None
     origin: tuple[float, ...] | None
@@ -190,7 +188,7 @@ def _nrrd_header(file: Path, start: bytes) -> _Header:
     if encoding not in _ENCODINGS:
         raise ImageError(file, f"is packed as {encoding!r}; known are {', '.join(_ENCODINGS)}: pack it with gzip")
     packing = _ENCODINGS[encoding]
-    common = {"size": tuple(sizes[:3]), "axes": len(sizes), "data": data, "packing": packing}
+    common = {"size": tuple(sizes[:3]), "data": data, "packing": packing}
     common["starts"] = end.end() if end and named is None else 0
     signs = _SPACES.get(fields.get("space", "").lower())
     if signs is None or "spacedirections" not in fields:
@@ -244,7 +242,6 @@ def _meta_header(file: Path, start: bytes) -> _Header:
         matrix = vectors.T * np.array(steps[:3]) * scale
     return _Header(
         size=(sizes[0], sizes[1], sizes[2]),
-        axes=axes,
         matrix=matrix,
         spacing=tuple(step * scale for step in steps[:3]) or None,
         origin=None if place is None or matrix is None else tuple(number * scale for number in _numbers(place)[:3]),
