@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from medmvl.core import shipped
 from medmvl.model.build import build
-from medmvl.model.config import PUBLISHED, ModelConfig
+from medmvl.model.config import PUBLISHED, ModelConfig, TowerConfig
 from medmvl.model.connectors import ConnectorError
 from medmvl.model.encoders.base import EncoderError
 from medmvl.model.source import SourceError
@@ -159,3 +159,12 @@ def test_what_cannot_be_built_is_told(settings: dict, error: type, pattern: str,
     )
     with pytest.raises(error, match=pattern):
         build(ModelConfig.model_validate_json(text))
+
+
+def test_options_is_short_for_encoder_options() -> None:
+    settings = {"encoder": "slices", "options": {"encoder": "conv", "layer": -1, "slices": 4}, "connector": "average"}
+    tower = TowerConfig.model_validate(settings)
+    assert tower.encoder_options == settings["options"]
+    assert TowerConfig.model_validate(tower.model_dump()) == tower
+    with pytest.raises(ValueError, match="options"):
+        TowerConfig.model_validate({**settings, "encoder_options": {}})

@@ -144,7 +144,7 @@ class TowerConfig(Strict):
     encoder: Annotated[
         Weights, BeforeValidator(_from_path, json_schema_input_type=str | Weights), AfterValidator(_encoder_name)
     ]
-    encoder_options: dict[str, Any] = Field(default_factory=dict)
+    encoder_options: dict[str, Any] = Field(default_factory=dict, description="of the encoder; `options` for short")
     layer: int = Field(
         -1, description="hidden state taken as feature; -1 the last, -2 second to last, before final norm"
     )
@@ -155,6 +155,13 @@ class TowerConfig(Strict):
     spec: Annotated[dict[str, Any], AfterValidator(_spec_fields)] | None = Field(
         None, description="fields of the VisionSpec to set otherwise than the checkpoint"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_name(cls, data: object) -> object:
+        if isinstance(data, Mapping) and "options" in data and "encoder_options" not in data:
+            return {"encoder_options" if key == "options" else key: value for key, value in data.items()}
+        return data
 
 
 class ModelConfig(Strict):
