@@ -269,7 +269,7 @@ class Pooler(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query = self.to_q(self.ln_q(self.query)).expand(x.shape[0], -1, -1)
         key, value = self.to_kv(self.ln_k(x)).chunk(2, dim=-1)
-        return self.to_out(_attend(query, key, value, self.heads))
+        return self.to_out(attend(query, key, value, self.heads))
 
 
 class Perceiver(nn.Module):
@@ -338,14 +338,20 @@ class PerceiverLayer(nn.Module):
         normed = self.norm_latents(latents)
         memory = torch.cat([self.norm_media(media), normed], dim=1)
         key, value = self.key_value(memory).chunk(2, dim=-1)
-        latents = latents + self.out(_attend(self.query(normed), key, value, self.heads))
+        latents = latents + self.out(attend(self.query(normed), key, value, self.heads))
         return latents + self.feed_forward(latents)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """Return multi-head attention [B, Q, C] of a query [B, Q, C] over key and value [B, T, C]."""
-    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any) -> Tensor:
+    """Return multi-head attention [B, Q, C] of a query [B, Q, C] over key and value [B, T, C].
+
+    Args:
+        query, key, value: their heads one after another.
+        heads: how many.
+        options: of torch's own function.
+    """
+    split = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(*split, **options).transpose(1, 2).flatten(2)
 
 
 def _check_axes(name: str, grid: tuple[int, ...], takes: Mapping[int, str]) -> None:

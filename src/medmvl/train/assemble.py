@@ -20,6 +20,7 @@ from medmvl.imaging.cache import PreparedStore
 from medmvl.model import tune
 from medmvl.model.build import build
 from medmvl.model.config import ModelConfig
+from medmvl.model.encoders import base
 from medmvl.model.vlm import VLM
 from medmvl.processing.processor import Processor
 from medmvl.train.feed import ChatPreparer, Refusal, held_out
@@ -329,14 +330,10 @@ def recompute(model: VLM, patterns: Sequence[str]) -> None:
     for part, module in tune.parts(model).items():
         if not any(fnmatchcase(part, pattern) for pattern in patterns):
             continue
-        able = [one for one in module.modules() if getattr(one, "supports_gradient_checkpointing", False)]
-        if not able:
+        if not base.recompute(module, {"use_reentrant": False}):
             raise ValueError(
                 f"run.activation_checkpointing: {part} ({type(module).__name__}) cannot recompute; leave it out"
             )
-        # the second is the older name, for transformers that do not know the first
-        enable = getattr(able[0], "activation_checkpointing_enable", None) or able[0].gradient_checkpointing_enable
-        enable({"use_reentrant": False})
 
 
 def _touches(part: str, pattern: str) -> bool:

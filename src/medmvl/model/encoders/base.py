@@ -97,6 +97,22 @@ class Context(NamedTuple):
     image: Lent | None = None
 
 
+def recompute(module: nn.Module, options: Mapping[str, Any]) -> bool:
+    """Let the outermost module that can recompute its activations in the backward pass do so; say if there is one.
+
+    Args:
+        module: a part of a model.
+        options: keywords of torch.utils.checkpoint.checkpoint.
+    """
+    for one in module.modules():
+        if getattr(one, "supports_gradient_checkpointing", False):
+            # the second is the older name, for transformers that do not know the first
+            enable = getattr(one, "activation_checkpointing_enable", None) or one.gradient_checkpointing_enable
+            enable(dict(options))
+            return True
+    return False
+
+
 def default_normalisation(channels: int) -> dict[str, Any]:
     """Return channels, mean and std of a VisionSpec for weights that say nothing: 0..255 becomes -1..1."""
     return {"channels": channels, "mean": (0.5,) * channels, "std": (0.5,) * channels}

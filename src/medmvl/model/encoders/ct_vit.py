@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from medmvl.core.lookup import choices_text
+from medmvl.model.connectors import attend
 from medmvl.model.encoders.base import Context, EncoderError
-from medmvl.model.encoders.native import NativeEncoder, Patches, attend, check_heads, check_tokens
+from medmvl.model.encoders.native import NativeEncoder, Patches, check_heads, check_tokens
 from medmvl.model.encoders.published import Names
 
 PEGS = ("reference", "geometric")

@@ -10,7 +10,7 @@ from medmvl.core.lookup import choices_text
 from medmvl.imaging.spec import VisionSpec
 from medmvl.model.config import TextModel, TowerConfig
 from medmvl.model.connectors import DualGrid, DualTokens, DualWidth
-from medmvl.model.encoders.base import Context, Encoder, EncoderError, checked
+from medmvl.model.encoders.base import Context, Encoder, EncoderError, checked, recompute
 from medmvl.model.encoders.table import build_encoder
 from medmvl.model.encoders.text import TextEncoder
 
@@ -101,10 +101,7 @@ class Dual(Encoder):
     def activation_checkpointing_enable(self, options: Mapping[str, Any]) -> None:
         """Recompute activations of every branch that can in the backward pass."""
         for branch in (self.volume, self.slices, self.text):
-            able = [one for one in branch.modules() if getattr(one, "supports_gradient_checkpointing", False)]
-            if able:
-                enable = getattr(able[0], "activation_checkpointing_enable", None)
-                (enable or able[0].gradient_checkpointing_enable)(dict(options))
+            recompute(branch, options)
 
     def self_contained(self, config: TowerConfig) -> TowerConfig:
         volume = self.volume.self_contained(self.volume_config)

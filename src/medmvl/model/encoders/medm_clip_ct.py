@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from medmvl.model.connectors import attend
 from medmvl.model.encoders.base import Context
-from medmvl.model.encoders.native import NativeEncoder, Patches, attend, check_heads, check_tokens, used_blocks
+from medmvl.model.encoders.native import NativeEncoder, Patches, check_heads, check_tokens, used_blocks
 from medmvl.model.encoders.published import Names
 
 MEAN, STD = 55.6982188356434, 66.1943479570918

@@ -147,11 +147,5 @@ def check_tokens(tokens: str) -> None:
         raise EncoderError(f"tokens must be 'all' or 'patches', got {tokens!r}")
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any) -> Tensor:
-    """Attend with [B, T, heads * head width] each, heads one after another; options of torch's own function."""
-    split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(*split, **options).transpose(1, 2).flatten(2)
-
-
 def _grid(size: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
     return tuple(side // patch for side, patch in zip(size, patch_size, strict=True))

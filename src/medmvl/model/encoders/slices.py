@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medmvl.imaging.spec import VisionSpec
 from medmvl.model.config import TowerConfig
-from medmvl.model.encoders.base import Context, Encoder, EncoderError, Lent, changed, checked
+from medmvl.model.encoders.base import Context, Encoder, EncoderError, Lent, changed, checked, recompute
 from medmvl.model.encoders.table import build_encoder
 
 SLICES = 32
@@ -43,6 +43,8 @@ class Slices(Encoder):
     Raises:
         EncoderError: an inner encoder that is not 2D, or a size, number of slices or chunk that does not fit.
     """
+
+    supports_gradient_checkpointing = True
 
     def __init__(
         self,
@@ -131,16 +133,9 @@ class Slices(Encoder):
         tokens = inner(pictures).unflatten(0, slices.shape[:2])
         return tokens if self._per_slice else tokens[:, :, inner.class_tokens :]
 
-    supports_gradient_checkpointing = True
-
     def activation_checkpointing_enable(self, options: Mapping[str, Any]) -> None:
         """Recompute activations in the backward pass: layer by layer where the 2D encoder can, else chunk by chunk."""
-        able = [one for one in self.slice_encoder.modules() if getattr(one, "supports_gradient_checkpointing", False)]
-        if able:
-            # the second is the older name, for transformers that do not know the first
-            enable = getattr(able[0], "activation_checkpointing_enable", None) or able[0].gradient_checkpointing_enable
-            enable(dict(options))
-        else:
+        if not recompute(self.slice_encoder, options):
             self._recompute = dict(options)
 
     def self_contained(self, config: TowerConfig) -> TowerConfig:
