@@ -164,7 +164,39 @@ def test_what_cannot_be_built_is_told(settings: dict, error: type, pattern: str,
 def test_options_is_short_for_encoder_options() -> None:
     settings = {"encoder": "slices", "options": {"encoder": "conv", "layer": -1, "slices": 4}, "connector": "average"}
     tower = TowerConfig.model_validate(settings)
-    assert tower.encoder_options == settings["options"]
+    assert tower.encoder_options == {"encoder": "conv", "slices": 4}
     assert TowerConfig.model_validate(tower.model_dump()) == tower
     with pytest.raises(ValueError, match="options"):
         TowerConfig.model_validate({**settings, "encoder_options": {}})
+
+
+VIT = {"image_size": [4, 8, 8], "patch_size": [2, 4, 4], "width": 16, "mlp": 24, "layers": 3, "heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("volume", "vit3d", {**VIT, "layer": -2}),
+        ("volume", "vit3d", {**VIT, "tokens": "patches"}),
+        ("volume", "slices", {"encoder": "ENCODER", "slices": 2, "layer": -2, "tokens": "patches"}),
+        ("volume", "slices", {"encoder": "ENCODER", "slices": 2, "encoder_options": {"layer": -2}}),
+        ("image", "ENCODER", {"layer": -2, "spec": {"mean": [0.1, 0.1, 0.1]}}),
+    ],
+)
+def test_what_stands_in_the_options_is_stored(name: str, kind: str, options: dict, llm: str, encoder: str) -> None:
+    settings = json.loads(json.dumps({"encoder": kind, "options": options}).replace("ENCODER", encoder))
+    built = build(ModelConfig(llm=llm, towers={name: settings}))
+    again = build(built.config, tokenizer=built.tokenizer)
+    assert again.config == built.config
+    assert again.model.load_state_dict(built.model.state_dict())
+    one, other = (made.model.towers[name].encoder for made in (built, again))
+    assert (one.spec, one.grid, one.class_tokens) == (other.spec, other.grid, other.class_tokens)
+    pixels = torch.randn(1, one.spec.channels, *one.spec.size)
+    assert torch.equal(one(pixels), other(pixels))
+
+
+def test_what_is_told_twice_must_agree() -> None:
+    stated = {"encoder": "vit3d", "layer": -2}
+    assert TowerConfig.model_validate({**stated, "options": {"layer": -2}}).layer == -2
+    with pytest.raises(ValueError, match="'layer' is -2, and -3 in encoder_options; leave one out"):
+        TowerConfig.model_validate({**stated, "options": {"layer": -3}})

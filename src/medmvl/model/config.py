@@ -144,7 +144,10 @@ class TowerConfig(Strict):
     encoder: Annotated[
         Weights, BeforeValidator(_from_path, json_schema_input_type=str | Weights), AfterValidator(_encoder_name)
     ]
-    encoder_options: dict[str, Any] = Field(default_factory=dict, description="of the encoder; `options` for short")
+    encoder_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of the encoder; `options` for short. `layer`, `tokens` and `spec` may stand here too",
+    )
     layer: int = Field(
         -1, description="hidden state taken as feature; -1 the last, -2 second to last, before final norm"
     )
@@ -158,10 +161,21 @@ class TowerConfig(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_name(cls, data: object) -> object:
-        if isinstance(data, Mapping) and "options" in data and "encoder_options" not in data:
-            return {"encoder_options" if key == "options" else key: value for key, value in data.items()}
-        return data
+    def _one_place_each(cls, data: object) -> object:
+        """Take `options` for `encoder_options`, and what an encoder is told by the tower out of them."""
+        if not isinstance(data, Mapping):
+            return data
+        fields = dict(data)
+        if "options" in fields and "encoder_options" not in fields:
+            fields["encoder_options"] = fields.pop("options")
+        options = fields.get("encoder_options")
+        if not isinstance(options, Mapping):
+            return fields
+        moved = {key: options[key] for key in ("layer", "tokens", "spec") if key in options}
+        for key, value in moved.items():
+            if fields.get(key, value) != value:
+                raise ValueError(f"{key!r} is {fields[key]!r}, and {value!r} in encoder_options; leave one out")
+        return {**fields, **moved, "encoder_options": {key: options[key] for key in options if key not in moved}}
 
 
 class ModelConfig(Strict):

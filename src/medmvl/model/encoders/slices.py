@@ -145,7 +145,7 @@ class Slices(Encoder):
         options = {
             **config.encoder_options,
             "encoder": inner.encoder.model_dump(exclude_none=True),
-            "encoder_options": {**inner.encoder_options, "spec": inner.spec},
+            "encoder_options": {**inner.encoder_options, **inner.model_dump(include={"layer", "tokens", "spec"})},
         }
         return super().self_contained(config).model_copy(update={"encoder_options": options})
 
@@ -197,5 +197,5 @@ def _inner(
     """Return the settings of the 2D encoder."""
     options = dict(options or {})
     spec = {**({"size": list(size)} if size else {}), **(options.pop("spec", None) or {})}
-    fields = {"encoder": encoder, "encoder_options": options, "layer": layer, "tokens": tokens, "spec": spec or None}
-    return checked("its 2D encoder", TowerConfig, fields)
+    own = {"layer": options.pop("layer", layer), "tokens": options.pop("tokens", tokens), "spec": spec or None}
+    return checked("its 2D encoder", TowerConfig, {"encoder": encoder, "encoder_options": options, **own})
