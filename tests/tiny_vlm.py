@@ -39,7 +39,9 @@ def tiny_vlm(config, implementation, seed=0):
 def samples(seed):
     """Text-only, one-image, two-image and multi-turn samples, several about the same images."""
     rng = np.random.default_rng(seed)
-    media = {key: SimpleNamespace(tower="image", key=key, token=TOKEN, num_tokens=TOKENS, question=None) for key in "abc"}
+    media = {
+        key: SimpleNamespace(tower="image", key=key, token=TOKEN, num_tokens=TOKENS, question=None) for key in "abc"
+    }
 
     def words(count):
         return rng.integers(3, VOCABULARY, count).tolist()
