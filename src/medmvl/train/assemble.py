@@ -311,13 +311,20 @@ def _gather(data: Sequence[Data], stage: Stage, run: Run, refuse: Callable[[Refu
 
 
 def store_frozen_small(model: VLM, stages: Sequence[Stage], trained: set[str]) -> None:
-    """Store in bf16, in place, what no stage ever trains in full; adapters and weights in `trained` stay float32."""
+    """Store in bf16, in place, what no stage ever trains in full; adapters and weights in `trained` stay float32.
+
+    So do the weights of norms that have buffers beside them (running statistics): buffers are not converted, and
+    kernels want both in one precision.
+    """
+    kept = {id(parameter) for name, parameter in model.named_parameters() if name in trained}
+    for module in model.modules():
+        beside = {buffer.shape for buffer in module.buffers(recurse=False) if buffer.is_floating_point()}
+        kept.update(id(parameter) for parameter in module.parameters(recurse=False) if parameter.shape in beside)
     for part, module in tune.parts(model).items():
         rules = [rule for stage in stages for pattern, rule in stage.tune.items() if _touches(part, pattern)]
         if all(rule.mode != "full" for rule in rules):
-            own = {id(parameter) for name, parameter in model.named_parameters() if name in trained}
             for parameter in module.parameters():
-                if parameter.is_floating_point() and not parameter.requires_grad and id(parameter) not in own:
+                if parameter.is_floating_point() and not parameter.requires_grad and id(parameter) not in kept:
                     parameter.data = parameter.data.to(torch.bfloat16)
 
 
