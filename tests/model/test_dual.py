@@ -222,6 +222,17 @@ def test_m3d_clips_text_half_by_its_published_names() -> None:
         published.match(shapes, {**held, **beside}, text.NAMES, "M3D-CLIP")
 
 
+def test_m3d_clips_text_half_is_found_beside_the_file_of_its_vision_half(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "m3d_clip", "vocab_size": 98}))
+    torch.manual_seed(1)
+    bert = BertModel(BertConfig(vocab_size=98)).state_dict()
+    state = {**{f"language_encoder.{name}": tensor for name, tensor in bert.items()}, "logit_scale": torch.ones(())}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    torch.save({"cls_token": torch.zeros(1, 1, 768)}, tmp_path / "pretrained_ViT.bin")
+    own = text.TextEncoder(TextModel(path=str(tmp_path))).model.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in bert.items())
+
+
 def test_tuning_reaches_branches_and_leaves_a_frozen_text_encoder_at_rest(parts: Path) -> None:
     model = tiny_dual.bundle(parts).model
     rules = {"volume.encoder.slices": TuneRule(**FULL), "volume.connector": TuneRule(**FULL)}

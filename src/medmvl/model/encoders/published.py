@@ -19,8 +19,6 @@ from medmvl.model.source import PICKLED, SAFE_FILES, SourceError, folder
 
 Shapes = Mapping[str, Sequence[int]]
 
-_FIRST = ("model.safetensors", "pretrained_ViT.bin", "pytorch_model.bin")
-"""Files that are taken where a folder holds several."""
 _SHOWN = 5
 _ZIP, _PICKLE = b"PK", b"\x80"
 """How files of torch start: since version 1.6, which can be mapped into memory, and before."""
@@ -34,11 +32,13 @@ class Names:
         prefixes: what stands in front of the encoder's own names -> pattern of the names that may stand beside them.
         ignored: pattern of names, without prefix, that files hold and nothing needs.
         optional: pattern of our names that a file may lack, because no feature needs them.
+        files: what is taken where a folder holds several files, first choice first.
     """
 
     prefixes: Mapping[str, str] = field(default_factory=lambda: {"": ""})
     ignored: str = ""
     optional: str = ""
+    files: Sequence[str] = ("model.safetensors", "pretrained_ViT.bin", "pytorch_model.bin")
 
 
 def load(model: nn.Module, source: str, names: Names, what: str) -> None:
@@ -55,7 +55,7 @@ def load(model: nn.Module, source: str, names: Names, what: str) -> None:
         SourceError: nothing to load there.
         EncoderError: a file that cannot be read, or weights that do not fit; names them.
     """
-    files = find(source, f"weights of {what!r}")
+    files = find(source, f"weights of {what!r}", names.files)
     held = Checkpoint(files)
     own = model.state_dict()
     chosen = match({name: tensor.shape for name, tensor in own.items()}, held.shapes, names, f"{source}, for {what!r}")
@@ -98,8 +98,13 @@ def match(wanted: Shapes, found: Shapes, names: Names, where: str) -> dict[str, 
     return chosen
 
 
-def find(source: str, where: str) -> list[Path]:
+def find(source: str, where: str, first: Sequence[str]) -> list[Path]:
     """Return the files that hold the weights of a file, folder or hub name.
+
+    Args:
+        source: the file, folder or hub name.
+        where: what is being loaded, for errors.
+        first: names of the files to take where a folder holds several, first choice first.
 
     Raises:
         SourceError: there are none, or several that may be meant.
@@ -117,7 +122,7 @@ def find(source: str, where: str) -> list[Path]:
         if index:
             return _shards(index[0])
         files = sorted(one for one in held.iterdir() if one.suffix in suffixes and one.name != "training_args.bin")
-        known = [held / name for name in _FIRST if held / name in files]
+        known = [held / name for name in first if held / name in files]
         if known or len(files) == 1:
             return (known or files)[:1]
         if files:

@@ -25,6 +25,7 @@ NAMES = published.Names(
         "vision3d_model.vision3d_encoder.language_encoder.": "",
     },
     ignored=r"embeddings\.position_ids$",
+    files=("model.safetensors", "pytorch_model.bin"),  # pretrained_ViT.bin, beside them, is the other half alone
 )
 _WHERE = "text encoder"
 LONGEST = 512
