@@ -16,8 +16,8 @@ CONV = {"encoder": "conv", "encoder_options": {"channels": [8, 16, 16], "image_s
 QUERIES = {"queries": 3, "heads": 2}
 
 
-def model(**towers):
-    settings = {"llm": {"architecture": LLM}, "towers": towers}
+def model(llm=None, **towers):
+    settings = {"llm": {"architecture": {**LLM, **(llm or {})}}, "towers": towers}
     return build(ModelConfig.model_validate(settings), tokenizer=tokenizer_of("chatml")).model
 
 
@@ -82,3 +82,44 @@ def test_slices_of_their_own_do_not_become_shared():
     source = model(image=image(), volume=volume("average"))
     with pytest.raises(ValueError, match=r"volume\.encoder of there is built differently"):
         inherit(model(image=image(), volume=volume("average", shared=True)), source, "there")
+
+
+VIT = {"image_size": [4, 8, 8], "patch_size": [2, 4, 4], "width": 16, "mlp": 24, "layers": 1}
+SIGLIP = {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8, **WIDTH}
+
+
+def vit(inside, connector="mlp", **options):
+    fields = {"connector": connector, "connector_options": options}
+    return {"encoder": "vit3d", "encoder_options": {**VIT, "heads": inside}, **fields}
+
+
+def siglip(heads):
+    return {"encoder": {"architecture": {**SIGLIP, "num_attention_heads": heads}}}
+
+
+@pytest.mark.parametrize(
+    ("given", "have", "told"),
+    [
+        ({}, {"llm": {"num_attention_heads": 4, "num_key_value_heads": 2}}, r"llm .*differently.*head_dim"),
+        ({"volume": vit(2)}, {"volume": vit(4)}, r"volume\.encoder .*differently \(blocks\.0\.attn\.heads\)"),
+        ({"image": siglip(2)}, {"image": siglip(4)}, r"image\.encoder .*differently .*self_attn\.head_dim"),
+    ],
+)
+def test_as_many_heads_too(given, have, told):
+    """Weights of one shape compute something else when they are cut into other heads."""
+    with pytest.raises(ValueError, match=told):
+        inherit(model(**have), model(**given), "there")
+
+
+def test_parts_that_may_be_new_are_new_with_other_heads():
+    slices = {"encoder": "slices", "encoder_options": {**siglip(4), "slices": 2}}
+    report = inherit(model(volume=slices), model(image=siglip(2)), "there")
+    assert "volume.encoder" in report.new and report.unused == ["image.encoder"]
+    source, target = (model(volume=vit(2, "attention", queries=3, heads=heads)) for heads in (2, 4))
+    report = str(inherit(target, source, "there"))
+    assert report.endswith("volume.connector; new: volume.connector (attn)"), report
+    own, theirs = (one.towers["volume"].connector for one in (target, source))
+    assert torch.equal(own.query, theirs.query) and same(own.mlp, theirs.mlp) and not same(own.attn, theirs.attn)
+    source, target = (model(volume=vit(2, "perceiver", latents=3, heads=heads)) for heads in (2, 4))
+    report = str(inherit(target, source, "there"))
+    assert report.endswith("volume.connector; new: volume.connector (layers)"), report

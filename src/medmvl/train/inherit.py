@@ -13,6 +13,8 @@ from medmvl.model.encoders.base import Encoder
 from medmvl.model.vlm import VLM
 
 _SAME, _OTHER = "volume", "image"
+_HEADS = ("heads", "num_heads", "num_attention_heads", "head_dim")
+"""Attributes of attention layers that say how a weight is cut into heads, which its shape does not tell."""
 
 
 @dataclass
@@ -20,7 +22,7 @@ class Inheritance:
     """What was carried and what was not.
 
     Attributes:
-        carried: "llm", or "image.encoder -> volume.encoder.inner": where from and where to, with counts of tensors.
+        carried: "llm", or "image.encoder -> volume.encoder.inner": where from and where to.
         new: parts, or modules and parameters of parts, that keep the weights they were built with.
         unused: parts of the source that went nowhere.
     """
@@ -82,7 +84,7 @@ def inherit(model: VLM, source: VLM, where: str) -> Inheritance:
 def _check_alike(part: str, given: nn.Module, have: nn.Module, where: str) -> None:
     weights, own = given.state_dict(), have.state_dict()
     wrong = sorted(name for name in {*weights, *own} if not _same(weights.get(name), own.get(name)))
-    if wrong:
+    if wrong := wrong or _cut_otherwise(given, have):
         raise ValueError(
             f"init_from: {part} of {where} is built differently ({', '.join(wrong[:3])}); give it the same settings"
         )
@@ -95,7 +97,9 @@ def _across(have: dict[str, nn.Module], given: dict[str, nn.Module]) -> Iterator
         tune.merge(given[other])
         weights = given[other].state_dict()
         for prefix, module in have[part].named_modules():
-            if prefix and isinstance(module, Encoder) and _alike(weights, module.state_dict()):
+            if not prefix or not isinstance(module, Encoder) or _cut_otherwise(given[other], module):
+                continue
+            if _alike(weights, module.state_dict()):
                 yield part, other, prefix, {name: name for name in weights}
     part, other = f"{_SAME}.connector", f"{_OTHER}.connector"
     if part in have and part not in given and other in given:
@@ -107,12 +111,14 @@ def _across(have: dict[str, nn.Module], given: dict[str, nn.Module]) -> Iterator
 def _fitting(given: nn.Module, have: nn.Module) -> dict[str, str]:
     """Return which parameters of one connector another can take: name in `have` -> name in `given`.
 
-    Connectors of one class share what has the same name and shape; of others, every mlp in `have` that is built like
-    the one in `given` takes its weights. An mlp is taken whole or not at all: some layers of it mean nothing alone.
+    Connectors of one class share what has the same name and shape, and as many heads; of others, every mlp in `have`
+    that is built like the one in `given` takes its weights. An mlp is taken whole or not at all: some layers of it mean
+    nothing alone.
     """
     weights, own = given.state_dict(), have.state_dict()
     if type(given) is type(have):
         torn = tuple(prefix for prefix in _mlps(have) if not _alike(_below(prefix, weights), _below(prefix, own)))
+        torn += tuple(name[: name.rfind(".") + 1] for name in _cut_otherwise(given, have))
         return {name: name for name in own if _same(weights.get(name), own[name]) and not name.startswith(torn)}
     pairs = {}
     for theirs in _mlps(given)[:1]:
@@ -134,6 +140,19 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+
+
+def _cut_otherwise(given: nn.Module, have: nn.Module) -> list[str]:
+    """Return the attributes, each behind its layer's name, that cut both modules' weights into different heads."""
+    theirs = _heads(given)
+    return sorted(name for name, count in _heads(have).items() if theirs.get(name, count) != count)
+
+
+def _heads(module: nn.Module) -> dict[str, int]:
+    found = (
+        (f"{name}.{key}".strip("."), getattr(one, key, None)) for name, one in module.named_modules() for key in _HEADS
+    )
+    return {name: count for name, count in found if isinstance(count, int)}
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
