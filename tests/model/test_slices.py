@@ -72,6 +72,13 @@ def test_every_slice_is_a_picture(inner: str, layer: int) -> None:
         torch.testing.assert_close(found, expected.flatten(0, 1), rtol=0, atol=1e-5)
 
 
+def test_the_layer_may_stand_in_the_2d_encoders_options() -> None:
+    config = TowerConfig(encoder="slices", encoder_options={**INNER["clip"], "encoder_options": {"layer": -2}})
+    stored = build_encoder(config).self_contained(config)
+    assert stored.layer == -2, "what tables print"
+    assert build_encoder(stored).self_contained(stored) == stored
+
+
 @pytest.mark.parametrize("inner", INNER)
 def test_chunks_change_nothing(inner: str) -> None:
     encoder, found = slices(inner), {}
@@ -173,6 +180,7 @@ def test_recomputing_gives_the_same_gradients(inner: str) -> None:
         ({"encoder": {"path": "conv", "architecture": {}}}, ["its 2D encoder", "either 'path'"]),
         ({"encoder_options": {"depht": 1}}, ["unknown option 'depht'"]),
         ({"layer": -9}, ["its 2D encoder", "layer -9"]),
+        ({"layer": -3, "encoder_options": {"layer": -2}}, ["layer is -3", "say -2", "leave one out"]),
         ({"slice": 4}, ["unknown option 'slice'", "slices"]),
         ({"encoder": "image"}, ["image tower", "has none"]),
     ],

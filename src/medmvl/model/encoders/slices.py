@@ -33,7 +33,7 @@ class Slices(Encoder):
         slices: slices of a volume; by default the spec's depth, or 32.
         chunk: slices of each volume that go through the encoder at once, which bounds memory. The number of calls
             depends on nothing else, as sharding (FSDP2, ZeRO-3) needs it.
-        layer: of the 2D encoder; a shared one keeps the image tower's.
+        layer: of the 2D encoder, as in its own options; a shared one keeps the image tower's.
         tokens: "patches" drops its class tokens. With "all", those of all slices stand in front of all patch tokens,
             so that the tokens form no grid.
         spec: fields of the volume's VisionSpec to set otherwise than: `slices` times the 2D encoder's size, one
@@ -147,7 +147,8 @@ class Slices(Encoder):
             "encoder": inner.encoder.model_dump(exclude_none=True),
             "encoder_options": {**inner.encoder_options, **inner.model_dump(include={"layer", "tokens", "spec"})},
         }
-        return super().self_contained(config).model_copy(update={"encoder_options": options})
+        own = {"encoder_options": options, "layer": self.inner_config.layer}
+        return super().self_contained(config).model_copy(update=own)
 
 
 def _size(slices: int | None, spec: Mapping[str, Any] | None) -> tuple[int, ...]:
@@ -198,4 +199,6 @@ def _inner(
     options = dict(options or {})
     spec = {**({"size": list(size)} if size else {}), **(options.pop("spec", None) or {})}
     own = {"layer": options.pop("layer", layer), "tokens": options.pop("tokens", tokens), "spec": spec or None}
+    if layer not in (-1, own["layer"]):
+        raise EncoderError(f"layer is {layer}, and the 2D encoder's options say {own['layer']}; leave one out")
     return checked("its 2D encoder", TowerConfig, {"encoder": encoder, "encoder_options": options, **own})
