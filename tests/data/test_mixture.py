@@ -84,7 +84,7 @@ def test_an_epoch_goes_on_from_any_sample(mixture, epoch, start):
 @given(mixtures(), st.integers(1, 16))
 @settings(max_examples=40, deadline=None)
 def test_the_steps_of_an_epoch_are_its_plan(mixture, batch):
-    steps = list(islice(mixture.steps(batch), mixture.num_steps(batch, 1)))
+    steps = list(islice(mixture.steps(batch), -(-len(mixture) // batch)))
     shown = [item for step in steps for item in flat(step.groups)]
     assert shown[: len(mixture)] == flat(mixture.plan(0)) and len(shown) - len(mixture) < batch
 

@@ -116,7 +116,7 @@ def test_many_typos_are_answered_at_once() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("stages.align.steps=3", "either 'epochs' or 'steps'"),
+        ("stages.align.steps=3", "either 'epochs', 'steps' or 'tokens'"),
         ("stages.align.tune.image.connector={mode: full}", "needs a learning rate"),
         ("stages.align.tune.image.connector={mode: frozen, lr: 1.0}", "takes no 'lr'"),
         ("stages.align.tune.image.connector={mode: frozen}", "nothing would learn"),

@@ -134,10 +134,6 @@ class Mixture:
                         groups, missing = [], global_batch
             epoch, used = epoch + 1, 0
 
-    def num_steps(self, global_batch: int, epochs: float) -> int:
-        """Return how many steps show all samples of `epochs` epochs; the last one is filled up from the next epoch."""
-        return max(1, math.ceil(round(len(self) * epochs) / global_batch))
-
 
 def _share(store: SampleStore, weight: float) -> int:
     count = round(len(store) * weight) if math.isfinite(weight) else 0

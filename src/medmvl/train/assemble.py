@@ -14,6 +14,7 @@ from torch import nn
 
 from medmvl.bundle import STATE, Bundle, packages
 from medmvl.core.log import get_logger
+from medmvl.core.schema import Sample
 from medmvl.data.mixture import Mixture
 from medmvl.data.store import SampleStore, StoreError
 from medmvl.imaging.cache import PreparedStore
@@ -23,11 +24,13 @@ from medmvl.model.config import ModelConfig
 from medmvl.model.encoders import base
 from medmvl.model.vlm import VLM
 from medmvl.processing.processor import Processor
-from medmvl.train.feed import ChatPreparer, Refusal, held_out
+from medmvl.train import mix
+from medmvl.train.feed import ChatPreparer, Refusal, held_out, without_media
 from medmvl.train.images import Picture, PicturePreparer, Shuffled, gather_pictures, once
 from medmvl.train.inherit import inherit
+from medmvl.train.mix import Portion, look, num_steps, portions
 from medmvl.train.objectives import BOX, Contrast, ContrastTargets, Heads, HeadTargets, Objective, find_classes
-from medmvl.train.recipe import Data, Recipe, Run, Stage, passes
+from medmvl.train.recipe import Data, Recipe, Run, Stage
 from medmvl.train.sources import status
 
 _LOG = get_logger(__name__)
@@ -198,24 +201,23 @@ def _chat(stage: Stage, index: int, bundle: Bundle, run: Run, place: Place) -> O
         rank=place.rank,
         world=place.world,
     )
-    mixture = _mixture(stage.data, stage.questions_per_image, run, (run.seed, index))
+    parts = portions(stage.data, open_stores(stage.data, run), run.data_roots, stage.temperature)
+    mixture = _mixture(parts, stage.questions_per_image, (run.seed, index))
+    count = partial(count_tokens, processor)
+    plan = mix.Plan.of(stage, parts, [look(part.data, part.store, count).mean for part in parts])
     objective = Objective(
         model,
         mixture,
-        prepare(
-            read=mixture.__getitem__,
-            drop_media=[one.media == "drop" for one in stage.data],
-            augmentation=stage.augmentation,
-        ),
+        prepare(read=mixture.__getitem__, drop_media=_dropped(parts), augmentation=stage.augmentation),
+        plan.steps,
+        str(plan),
     )
     if stage.validation is not None:
-        judged = _mixture(stage.validation.data, stage.questions_per_image, run, (0, 0))
+        data = stage.validation.data
+        held = portions(data, open_stores(data, run), run.data_roots)
+        judged = _mixture(held, stage.questions_per_image, (0, 0))
         objective.held_out = partial(held_out, judged, stage.validation.samples, stage.global_batch)
-        objective.held_out_preparer = prepare(
-            read=judged.__getitem__,
-            drop_media=[one.media == "drop" for one in stage.validation.data],
-            augmentation=None,
-        )
+        objective.held_out_preparer = prepare(read=judged.__getitem__, drop_media=_dropped(held), augmentation=None)
     return objective
 
 
@@ -227,9 +229,17 @@ def _prepared(run: Run) -> PreparedStore | None:
     return store
 
 
-def _mixture(data: Sequence[Data], questions_per_image: int, run: Run, seed: tuple[int, int]) -> Mixture:
-    stores = open_stores(data, run)
-    weighted = list(zip(stores, passes(data, [len(store) for store in stores]), strict=True))
+def count_tokens(processor: Processor, sample: Sample, data: Data) -> int:
+    """Return the tokens of a sample as training encodes it; no pixels are read."""
+    return processor.encode(without_media(sample) if data.media == "drop" else sample).num_tokens
+
+
+def _dropped(parts: Sequence[Portion]) -> list[bool]:
+    return [part.data.media == "drop" for part in parts]
+
+
+def _mixture(parts: Sequence[Portion], questions_per_image: int, seed: tuple[int, int]) -> Mixture:
+    weighted = [(part.store, part.passes) for part in parts]
     return Mixture(weighted, questions_per_image=questions_per_image, seed=seed[0] * 1009 + seed[1])
 
 
@@ -277,7 +287,12 @@ def _pictures(
     )
     order = Shuffled(pictures, (run.seed, index))
     objective = Objective(
-        module, order, prepare(pictures=pictures, augmentation=stage.augmentation), score_names=score_names
+        module,
+        order,
+        prepare(pictures=pictures, augmentation=stage.augmentation),
+        num_steps(stage, len(order)),
+        f"{len(order):,} pictures in an epoch",
+        score_names=score_names,
     )
     if stage.validation is not None:
         count = min(stage.validation.samples, len(judged))
@@ -297,10 +312,11 @@ def _tower_of(stage: Stage, table: tune.TuningTable) -> str:
 
 
 def _gather(data: Sequence[Data], stage: Stage, run: Run, refuse: Callable[[Refusal], None]) -> list[Picture]:
-    if any(one.weight != 1 or one.share is not None or one.media == "drop" for one in data):
+    parts = stage.temperature is not None or any(one.by_task or one.share is not None for one in data)
+    if parts or any(one.weight != 1 or one.media == "drop" for one in data):
         raise ValueError(
-            f"stage {stage.name}: objective {stage.objective} shows every picture once per epoch; "
-            "`weight`, `share` and `media: drop` mean nothing there, leave them out"
+            f"stage {stage.name}: objective {stage.objective} shows every picture once per epoch; `weight`, `share`, "
+            "`temperature`, parts of tasks and `media: drop` mean nothing there, leave them out"
         )
     pictures = gather_pictures(open_stores(data, run), refuse)
     if stage.objective == "contrastive":

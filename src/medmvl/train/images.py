@@ -117,10 +117,6 @@ class Shuffled:
                     waiting = []
             epoch, used = epoch + 1, 0
 
-    def num_steps(self, global_batch: int, epochs: int) -> int:
-        """Return how many steps show every item `epochs` times; the last one is filled up from the next epoch."""
-        return max(1, -(-self._count * epochs // global_batch))
-
 
 def once(count: int, step_size: int) -> Iterator[Step]:
     """Yield steps that show items 0 to `count` once, in order."""

@@ -30,9 +30,6 @@ class Order(Protocol):
     def steps(self, global_batch: int, start: Position) -> Iterator[Step]:
         """Yield steps without end."""
 
-    def num_steps(self, global_batch: int, epochs: int) -> int:
-        """Return the steps of some epochs."""
-
 
 class Preparer(Protocol):
     """Turns a planned step into the batches of one rank."""
@@ -69,6 +66,8 @@ class Objective:
     Attributes:
         module: trained; its forward takes a batch's `model_inputs` and returns a loss that is a plain sum.
         order, preparer: the data.
+        steps: optimizer steps.
+        plan: what is shown, for people.
         held_out, held_out_preparer: steps of validation data (made anew by each call), and what prepares them.
         score_names: names of the columns of `Output.hits`.
     """
@@ -76,6 +75,8 @@ class Objective:
     module: nn.Module
     order: Order
     preparer: Preparer
+    steps: int
+    plan: str
     held_out: Any = None
     held_out_preparer: Preparer | None = None
     score_names: Sequence[str] = ()

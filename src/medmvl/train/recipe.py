@@ -16,6 +16,7 @@ from medmvl.model.config import PARTS, ModelConfig, TemplateName, TuneRule, matc
 RECIPES = shipped.PACKAGE / "recipes"
 PartPattern = Annotated[str, AfterValidator(part_pattern)]
 TunePattern = Annotated[str, AfterValidator(tune_pattern)]
+TaskShare = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Data(Strict):
@@ -23,12 +24,32 @@ class Data(Strict):
 
     source: str = Field(min_length=1, description='"brain_atlas", one task "brain_atlas/side", or a folder of samples')
     split: str = "train"
-    tasks: list[str] | None = Field(None, description="only these tasks; default all")
+    tasks: list[str] | dict[str, TaskShare] | None = Field(
+        None, description="only these tasks; with a number behind each, that is its part of this source; default all"
+    )
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="parts of its tasks in proportion to samples ** (1 / temperature): 1 as they are, 2 evener",
+    )
     weight: float = Field(1.0, gt=0, description="passes over it per epoch")
     share: float | None = Field(
         None, gt=0, description="instead of weight: its part of an epoch, relative to the others"
     )
     media: Literal["keep", "drop"] = Field("keep", description="drop: text only, the media are left out")
+
+    @model_validator(mode="after")
+    def _one_measure_of_tasks(self) -> Self:
+        if isinstance(self.tasks, dict) and self.temperature is not None:
+            raise ValueError("tasks have parts by number or by 'temperature', not both")
+        if self.tasks is not None and not self.tasks:
+            raise ValueError("tasks: name at least one, or leave it out for all")
+        return self
+
+    @property
+    def by_task(self) -> bool:
+        """Whether its tasks have parts of their own."""
+        return isinstance(self.tasks, dict) or self.temperature is not None
 
 
 def _one_measure(data: list[Data]) -> list[Data]:
@@ -44,16 +65,20 @@ def _one_measure(data: list[Data]) -> list[Data]:
 Sources = Annotated[list[Data], Field(min_length=1), AfterValidator(_one_measure)]
 
 
-def passes(data: Sequence[Data], lengths: Sequence[int]) -> list[float]:
+def passes(data: Sequence[Data], lengths: Sequence[int], temperature: float | None = None) -> list[float]:
     """Return how often an epoch passes over each source.
 
     Args:
         data: the sources of one mixture.
         lengths: their samples. With shares an epoch is as long as all of them together.
+        temperature: shares in proportion to samples ** (1 / temperature), instead of those of the sources.
     """
-    if data[0].share is None:
+    if temperature is not None:
+        shares = [length ** (1 / temperature) for length in lengths]
+    elif data[0].share is None:
         return [one.weight for one in data]
-    shares = [one.share or 0.0 for one in data]
+    else:
+        shares = [one.share or 0.0 for one in data]
     scale = sum(lengths) / sum(shares)
     return [share * scale / length for share, length in zip(shares, lengths, strict=True)]
 
@@ -74,10 +99,16 @@ class Stage(Strict):
         "chat",
         description="chat: next token; heads: meta.attributes from the encoder; contrastive: image-text (SigLIP)",
     )
-    epochs: int | None = Field(None, ge=1, description="passes over the mixture; give this or steps")
-    steps: int | None = Field(None, ge=1, description="optimizer steps; give this or epochs")
+    epochs: int | None = Field(None, ge=1, description="passes over the mixture; give this, steps or tokens")
+    steps: int | None = Field(None, ge=1, description="optimizer steps")
+    tokens: int | None = Field(
+        None, ge=1, description="tokens to show, media included; turned into steps by the mean length of samples"
+    )
     global_batch: int = Field(ge=1, description="samples per optimizer step over all devices, exactly")
     data: Sources
+    temperature: float | None = Field(
+        None, gt=0, description="sources have parts in proportion to samples ** (1 / temperature); instead of shares"
+    )
     questions_per_image: int = Field(
         8, ge=1, description="samples of one image that may share a row; the rest come later"
     )
@@ -91,8 +122,12 @@ class Stage(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either 'epochs' or 'steps'")
+        if sum(length is not None for length in (self.epochs, self.steps, self.tokens)) != 1:
+            raise ValueError("give either 'epochs', 'steps' or 'tokens'")
+        if self.tokens is not None and self.objective != "chat":
+            raise ValueError(f"tokens: objective {self.objective} reads no text; give 'epochs' or 'steps'")
+        if self.temperature is not None and any(one.share is not None or one.weight != 1 for one in self.data):
+            raise ValueError("sources have parts by 'temperature' or by 'share' and 'weight', not both")
         if all(rule.mode == "frozen" for rule in self.tune.values()):
             raise ValueError("tune: every part is frozen, nothing would learn; choose mode full or lora for one part")
         return self

@@ -177,7 +177,7 @@ class _Run:
                 tracker.refuse(progress.step + 1, stage.name, [one])
 
         plan = assemble.plan_stage(stage, index, bundle, run, table, place, refuse)
-        total = stage.steps or plan.objective.order.num_steps(stage.global_batch, stage.epochs or 1)
+        total = plan.objective.steps
         _check_data(progress, index, plan)
         self._announce(stage, index, table, total, plan)
         moments = None if fresh else self._restore(bundle, plan)
@@ -233,7 +233,7 @@ class _Run:
             f"{total} steps of {stage.global_batch} samples, {len(plan.objective.order)} in an epoch  "
             f"{self.strategy} x {self.world}, {self.precision}"
         )
-        _LOG.info("%s\n%s\n%s", "=" * len(head), head, table)
+        _LOG.info("%s\n%s\n%s\n%s", "=" * len(head), head, plan.objective.plan, table)
 
     def _judge_in(self, bundle: Bundle, engine: Engine) -> Callable[[int], dict[str, float]] | None:
         if self.judge is None:

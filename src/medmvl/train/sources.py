@@ -1,11 +1,10 @@
 """Whether a recipe's data is at hand: found, a known data set to fetch, or a name that means nothing."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from medmvl.core.lookup import nearest
-from medmvl.core.schema import Sample, SampleError
 from medmvl.data.store import SampleStore, StoreError, find_source
 from medmvl.train.recipe import Data
 
@@ -47,46 +46,6 @@ class Status:
     fatal: bool = False
 
 
-@dataclass
-class Looked:
-    """What some samples of a stage turned out to be.
-
-    Attributes:
-        tokens: of those that can be used; 0 each where nobody counts.
-        refused: what is wrong with each of the others.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-
-    @property
-    def share_refused(self) -> float:
-        """Refused ones among those looked at."""
-        return len(self.refused) / max(1, len(self.refused) + len(self.tokens))
-
-
-def look(sources: Sequence[Status], samples: int, count: Callable[[Sample, Data], int]) -> Looked:
-    """Look at about `samples` samples of each source that is at hand, spread evenly over it.
-
-    Args:
-        sources: of one stage.
-        samples: of each.
-        count: returns a sample's tokens; raises SampleError for one that training would refuse.
-    """
-    looked = Looked()
-    for one in sources:
-        for row in range(0, len(one.store or ()), max(1, len(one.store or ()) // samples)):
-            try:
-                sample = one.store[row]  # type: ignore[index]  # rows exist only where there is a store
-                for path in () if one.data.media == "drop" else sample.media_key:
-                    if not Path(path.partition("#")[0]).exists():
-                        raise SampleError("no such file", sample.id, path)
-                looked.tokens.append(count(sample, one.data))
-            except SampleError as error:
-                looked.refused.append(str(error))
-    return looked
-
-
 def status(data: Data, roots: Sequence[str | Path]) -> Status:
     """Look for one source in `roots`."""
     name = data.source.partition("/")[0]
@@ -94,7 +53,7 @@ def status(data: Data, roots: Sequence[str | Path]) -> Status:
         found = find_source(data.source, roots)
     except StoreError as error:
         return _missing(data, name, str(error))
-    tasks = data.tasks if data.tasks is not None else found.tasks
+    tasks = list(data.tasks) if data.tasks is not None else found.tasks
     try:
         store = SampleStore(found.folder, data.split, tasks, roots=roots)
     except StoreError as error:

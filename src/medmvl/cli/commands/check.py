@@ -1,6 +1,5 @@
 """`medmvl check`: a recipe run dry."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,11 +14,11 @@ if TYPE_CHECKING:
     from medmvl.core.schema import Sample
     from medmvl.model.build import Built
     from medmvl.processing.template import Template
+    from medmvl.train.mix import Looked, Portion
     from medmvl.train.recipe import Data, Recipe, Stage
-    from medmvl.train.sources import Looked, Status
+    from medmvl.train.sources import Status
 
 app = new_app()
-_SAMPLES = 64  # encoded to count text tokens
 _GIB = 2**30
 
 
@@ -95,7 +94,10 @@ def _taken(stage: "Stage", sources: Sequence["Status"]) -> list[str]:
 
     lengths = _lengths(sources)
     if lengths is not None:
-        return [f"{round(n * p):,}" for n, p in zip(lengths, passes(stage.data, lengths), strict=True)]
+        amounts = passes(stage.data, lengths, stage.temperature)
+        return [f"{round(n * p):,}" for n, p in zip(lengths, amounts, strict=True)]
+    if stage.temperature is not None:
+        return ["-"] * len(stage.data)
     if stage.data[0].share is not None:
         total = sum(data.share or 0 for data in stage.data)
         return [f"{(data.share or 0) / total:.0%}" for data in stage.data]
@@ -223,17 +225,20 @@ def _print_stage(
     """Print what a stage trains, reads and needs; return what would stop it."""
     from medmvl.model import tune
     from medmvl.model.config import matches
-    from medmvl.train.sources import look
+    from medmvl.train.mix import Looked, look
 
     table = tune.apply(built.model, stage.tune)
-    looked = look(sources, _SAMPLES, _counter(recipe, stage, built, template))
+    count = _counter(recipe, stage, built, template)
+    parts = _portions(recipe, stage, sources)
+    looks = [look(part.data, part.store, count) for part in parts]
+    looked = sum(looks, Looked())
     screen.print(f"\n[bold]stage {stage.name}[/bold] ({stage.objective})")
     screen.print(str(table), highlight=False, markup=False)
     screen.print(_tokens(recipe, stage, looked, built), markup=False, soft_wrap=True)
+    some = f"{len(looked.refused)} of {len(looked.refused) + len(looked.tokens)} samples looked at"
     if looked.refused:
-        some = f"{len(looked.refused)} of {len(looked.refused) + len(looked.tokens)} samples looked at"
         screen.print(f"refused: {some}, as {looked.refused[0]}", markup=False, soft_wrap=True)
-    screen.print(_steps(stage, sources), markup=False, soft_wrap=True)
+    _print_steps(screen, stage, parts, [one.mean for one in looks], all(one.store for one in sources))
     learns = {
         part: any(row.trainable for row in table.rows if row.part.startswith(part)) for part in tune.parts(built.model)
     }
@@ -267,32 +272,57 @@ def _counter(
     """Return what counts a sample's tokens, media included; 0 where there is no tokenizer or no chat."""
     if built.tokenizer is None or stage.objective != "chat":
         return lambda sample, data: 0
+    from functools import partial
+
     from medmvl.processing.processor import Processor, TowerInput
-    from medmvl.train.feed import without_media
+    from medmvl.train.assemble import count_tokens
 
     towers = {
         name: TowerInput(tower.placeholder, name, tower.num_tokens, tower.encoder.spec)
         for name, tower in built.model.towers.items()
     }
-    processor = Processor(built.tokenizer, stage.template or template, towers, max_tokens=recipe.run.max_tokens)
-
-    def count(sample: "Sample", data: "Data") -> int:
-        return processor.encode(without_media(sample) if data.media == "drop" else sample).num_tokens
-
-    return count
+    return partial(
+        count_tokens, Processor(built.tokenizer, stage.template or template, towers, max_tokens=recipe.run.max_tokens)
+    )
 
 
-def _steps(stage: "Stage", sources: Sequence["Status"]) -> str:
-    from medmvl.train.recipe import passes
+def _portions(recipe: "Recipe", stage: "Stage", sources: Sequence["Status"]) -> "list[Portion]":
+    """Return the portions of a stage's mixture; without parts of their own while a source is not at hand."""
+    from medmvl.train.mix import Portion, portions
 
-    lengths = _lengths(sources)
-    if stage.steps is not None:
-        return f"steps: {stage.steps:,} of {stage.global_batch} samples"
-    if lengths is None:
-        return f"steps: {stage.epochs} epochs, {stage.global_batch} samples a step; how many, the missing data decides"
-    epoch = sum(round(n * p) for n, p in zip(lengths, passes(stage.data, lengths), strict=True))
-    steps = math.ceil(epoch * (stage.epochs or 1) / stage.global_batch)
-    return f"steps: {steps:,} of {stage.global_batch} samples ({stage.epochs} epochs of {epoch:,})"
+    stores = [one.store for one in sources if one.store is not None]
+    if len(stores) < len(sources):
+        return [Portion(one.data, one.store, 1.0) for one in sources if one.store is not None]
+    return portions(stage.data, stores, recipe.run.data_roots, stage.temperature)
+
+
+def _print_steps(
+    screen: "Console", stage: "Stage", parts: "Sequence[Portion]", tokens: Sequence[float], whole: bool
+) -> None:
+    """Print a stage's steps and what they show of each source."""
+    from medmvl.train.mix import Plan
+
+    length = f"{stage.epochs} epochs" if stage.epochs else f"{stage.tokens:,} tokens" if stage.tokens else ""
+    if not whole and length:
+        screen.print(
+            f"steps: {length}, {stage.global_batch} samples a step; how many, the missing data decides", soft_wrap=True
+        )
+        return
+    if stage.tokens and not any(tokens):
+        screen.print(f"steps: {length}; how many, the tokens decide, which cannot be counted here", soft_wrap=True)
+        return
+    if not whole:
+        screen.print(f"steps: {stage.steps:,} of {stage.global_batch} samples", soft_wrap=True)
+        return
+    plan = Plan.of(stage, parts, tokens)
+    epoch = sum(part.per_epoch for part in parts)
+    shown = f"{plan.samples / epoch:.3g} epochs of {epoch:,}"
+    screen.print(f"steps: {plan.steps:,} of {stage.global_batch} samples ({shown})", markup=False, soft_wrap=True)
+    heading, *rows = plan.rows()
+    table = _table(*(name if place < 2 else f">{name}" for place, name in enumerate(heading)))
+    for row in rows:
+        table.add_row(*row)
+    screen.print(table)
 
 
 def _print_memory(
