@@ -8,7 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from pydantic import ValidationError
+
 from medmvl.core.config import Strict
+from medmvl.core.explain import mistakes
 from medmvl.core.schema import Box, BoxRef, Image, Message, Meta, Part, Sample, SampleError, Text, Volume
 from medmvl.data.rows import BadRow, Row
 
@@ -75,7 +78,11 @@ class Adapter(ABC):
         given = Path(os.path.abspath(root))
         self.file = given if self.one_file and given.is_file() else None
         self.root = given if self.file is None else given.parent
-        self.options: Any = self.Options.model_validate(dict(options or {}))
+        try:
+            self.options: Any = self.Options.model_validate(dict(options or {}))
+        except ValidationError as error:
+            wrong = [f"option {mistake.dotted}: {mistake.message}" for mistake in mistakes(error, self.Options)]
+            raise ValueError(f"{self.name}: {'; '.join(wrong)}") from None
         self._unpack = unpack
         if not self.root.is_dir():
             raise LayoutError(f"{root}: there is no such folder. {self._expected()}")
