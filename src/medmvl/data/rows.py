@@ -1,4 +1,4 @@
-"""Rows of annotation files: CSV, JSON and JSONL read one by one, each with the place where it stands."""
+"""Rows of annotation files: CSV, JSON, JSONL and Parquet read one by one, each with the place where it stands."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from medmvl.core.lookup import choices_text
+from medmvl.data.json_stream import LONGEST, Decoder, JsonError, Unusable, Window, checked, is_doubtful
 
 _LONGEST_CELL = 16 * 2**20  # characters; a report has some thousands
+_LARGEST_FILE = 512 * 2**20  # bytes of a medium inside a table
+_LARGEST_UNPACKED, _MOST_PACKED = 2**30, 200  # bytes of a Parquet column chunk, and how often smaller it may be stored
+_BATCH = 64  # rows of Parquet in memory; each may hold a picture
 
 
 class TableError(ValueError):
-    """A whole file that cannot be read: missing, no table, no JSON, or without a column that is needed."""
+    """A whole file that cannot be read: missing, no table, no JSON, cut off, or without a column that is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,75 +74,254 @@ def csv_rows(path: str | Path, columns: Sequence[str] = (), delimiter: str = ","
         delimiter: between two cells.
 
     Raises:
-        TableError: no such file, a missing column (with those there are), or one that occurs twice.
+        TableError: no such file, a missing column (with those there are), one that occurs twice, or a file that ends
+            too early: in the middle of its archive, or inside quotes.
     """
     path = Path(path)
     with _opened(path) as file:
-        reader = csv.reader(_decoded(file), delimiter=delimiter)
+        # Strict: a quote within a cell would silently shift all cells behind it.
+        reader = csv.reader(_decoded(file), delimiter=delimiter, strict=True)
         csv.field_size_limit(_LONGEST_CELL)
-        header = next(reader, None)
-        if header is None:
-            raise TableError(f"{path}: the file is empty; a table with the columns {', '.join(columns)} was expected")
-        names = [name.strip() for name in header]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise TableError(f"{path}: the column(s) {', '.join(map(repr, twice))} occur twice; rename or remove one")
-        missing = [column for column in columns if column not in names]
-        if missing:
-            hint = choices_text(missing[0], names, "columns")
-            raise TableError(f"{path}: lacks the column(s) {', '.join(map(repr, missing))}; {hint}")
+        names = _header(path, reader, columns)
         while True:
             place = f"{path.name}:{reader.line_num + 1}"
             try:
                 cells = next(reader, None)
-            except (csv.Error, OSError, EOFError) as error:
+            except csv.Error as error:
+                if "unexpected end of data" in str(error):
+                    raise TableError(
+                        f"{path}: a quote opened on line {place.rpartition(':')[2]} is never closed; the file is cut "
+                        "off (get it again), or the quote stands there by mistake"
+                    ) from None
                 yield BadRow(place, f"cannot be read: {error}")
-                if not isinstance(error, csv.Error):
-                    return
                 continue
+            except (OSError, EOFError, zlib.error) as error:
+                raise TableError(f"{path}: damaged or cut off after {place}: {error}; get the file again") from error
             if cells is None:
                 return
-            if not any(cells):
-                continue
-            if len(cells) != len(names):
-                yield BadRow(place, f"has {len(cells)} cells, but the header names {len(names)} columns")
-            elif any("�" in cell for cell in cells):
-                yield BadRow(place, "is no valid UTF-8; save the file as UTF-8")
-            else:
-                yield Row(place, dict(zip(names, cells, strict=True)))
+            if any(cells):
+                yield _cells(place, names, cells)
 
 
-def json_rows(path: str | Path) -> Iterator[Row | BadRow]:
-    """Yield the objects of a JSON list or of a JSONL file, one by one.
+def _header(path: Path, reader: Iterator[list[str]], columns: Sequence[str]) -> list[str]:
+    try:
+        header = next(reader, None)
+    except (csv.Error, OSError, EOFError, zlib.error) as error:
+        raise TableError(f"{path}: its first line cannot be read: {error}") from error
+    if header is None:
+        raise TableError(f"{path}: the file is empty; a table with the columns {', '.join(columns)} was expected")
+    if any("�" in name or "\0" in name for name in header):
+        raise TableError(f"{path}: its first line is no valid UTF-8; save the file as UTF-8")
+    names = [name.strip() for name in header]
+    check_columns(path, names, columns)
+    return names
+
+
+def _cells(place: str, names: Sequence[str], cells: Sequence[str]) -> Row | BadRow:
+    if len(cells) != len(names):
+        return BadRow(place, f"has {len(cells)} cells, but the header names {len(names)} columns")
+    if any("�" in cell for cell in cells):
+        return BadRow(place, "is no valid UTF-8; save the file as UTF-8")
+    if any("\0" in cell for cell in cells):
+        return BadRow(place, "holds a zero byte; the file is damaged, or no UTF-8")
+    return Row(place, dict(zip(names, cells, strict=True)))
+
+
+def check_columns(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuse a table that names a column twice or lacks one of `columns`.
 
     Raises:
-        TableError: no such file, or no JSON.
+        TableError: says which, and what columns there are.
+    """
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise TableError(f"{path}: the column(s) {', '.join(map(repr, twice))} occur twice; rename or remove one")
+    missing = [column for column in columns if column not in names]
+    if missing:
+        hint = choices_text(missing[0], names, "columns")
+        raise TableError(f"{path}: lacks the column(s) {', '.join(map(repr, missing))}; {hint}")
+
+
+def parquet_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
+    """Yield the rows of a Parquet file, a few in memory at a time; places ("x.parquet:17") count rows from 1.
+
+    Args:
+        path: the file.
+        columns: what to read, default all; each must be there.
+
+    Raises:
+        TableError: no such file, no or damaged Parquet, a missing column (with those there are), one that occurs
+            twice, or contents that would unpack to far more than they are.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            check_columns(path, file.schema_arrow.names, columns or ())
+            _check_bomb(path, file.metadata)
+            number = 0
+            for batch in file.iter_batches(_BATCH, columns=None if columns is None else list(columns)):
+                yield from _batch(path.name, batch, number)
+                number += len(batch)
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f"{path}: cannot be read: {error}") from error
+
+
+def _batch(name: str, batch: Any, first: int) -> Iterator[Row | BadRow]:
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = [_alone(batch.slice(index, 1)) for index in range(len(batch))]
+    for number, row in enumerate(rows, start=first + 1):
+        place = f"{name}:{number}"
+        large = next((key for key, value in row.items() if _is_too_large(value)), None) if row else None
+        if not row:
+            yield BadRow(place, "holds text that is no valid UTF-8")
+        elif large:
+            yield BadRow(place, f"the cell {large!r} is too large for a sample")
+        else:
+            yield Row(place, row)
+
+
+def _alone(row: Any) -> dict[str, Any]:
+    try:
+        return row.to_pylist()[0]
+    except UnicodeDecodeError:
+        return {}
+
+
+def _is_too_large(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_is_too_large, value.values()))
+    return isinstance(value, str | bytes) and len(value) > (_LONGEST_CELL if isinstance(value, str) else _LARGEST_FILE)
+
+
+def _check_bomb(path: Path, metadata: Any) -> None:
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            unpacked = column.total_uncompressed_size
+            if unpacked > max(_LARGEST_UNPACKED, _MOST_PACKED * column.total_compressed_size):
+                raise TableError(
+                    f"{path}: the column {column.path_in_schema!r} would unpack to {unpacked:,} bytes from "
+                    f"{column.total_compressed_size:,}; no table of samples looks like this"
+                )
+
+
+def json_rows(path: str | Path, key: str = "") -> Iterator[Row | BadRow]:
+    """Yield the objects of a JSON list or of a JSONL file, plain or gzipped, one by one.
+
+    Only a window of the file is in memory. NaN counts as null. Places count from 0 in lists ("item 17 of x.json"), and
+    lines in JSONL ("x.jsonl:17").
+
+    Args:
+        path: the file.
+        key: the file is one object, and the list stands under this key ({"train": [...], "test": [...]}).
+
+    Raises:
+        TableError: no such file, no JSON, no such key (with those there are); or, after the rows before that place, a
+            file that is damaged or cut off.
     """
     path = Path(path)
-    with _opened(path) as file:
-        first = file.read(4096)
-        file.seek(0)
-        lines = not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-        if lines:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _object(f"{path.name}:{number}", line)
-            return
-        try:
-            items = json.load(file)
-        except ValueError as error:
-            raise TableError(f"{path}: not valid JSON: {error}") from None
-    for number, item in enumerate(items):
-        place = f"item {number} of {path.name}"
-        yield Row(place, item) if isinstance(item, dict) else BadRow(place, f"is no object but a {type(item).__name__}")
+    with _opened(path) as file, _as_table_error(path):
+        window = Window(path, file)
+        first = window.next()
+        if key:
+            yield from _list_under(key, path, window)
+        elif first == "[":
+            for number, item in enumerate(window.items()):
+                yield _row(f"item {number} of {path.name}", item)
+            window.end()
+        elif first == "{" or (first and ".jsonl" in path.name):
+            file.seek(0)
+            yield from _lines(path, file)
+        else:
+            raise TableError(f"{path}: {_no_list(first)}")
 
 
-def _object(place: str, line: bytes) -> Row | BadRow:
+def json_items(path: str | Path) -> Iterator[Row | BadRow]:
+    """Yield the members of one JSON object as rows {"key": ..., "value": ...}; only a window of the file is in memory.
+
+    Raises:
+        TableError: as for `json_rows`.
+    """
+    path = Path(path)
+    with _opened(path) as file, _as_table_error(path):
+        window = Window(path, file)
+        for key in window.members():
+            value = window.value()
+            wrong = next((one for one in (key, value) if isinstance(one, Unusable)), None)
+            place = f"{path.name}, {key!r}" if isinstance(key, str) else path.name
+            yield BadRow(place, wrong.message) if wrong else Row(place, {"key": key, "value": value})
+        window.end()
+
+
+def _list_under(key: str, path: Path, window: Window) -> Iterator[Row | BadRow]:
+    keys = []
+    for name in window.members():
+        keys.append(str(name))
+        if name == key:
+            for number, item in enumerate(window.items()):
+                yield _row(f"item {number} of {key!r} in {path.name}", item)
+        else:
+            window.skip()
+    window.end()
+    if key not in keys:
+        raise TableError(f"{path}: has no list {key!r}; {choices_text(key, keys, 'keys')}")
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[Row | BadRow]:
+    decoder = Decoder()
+    number = 0
+    while line := file.readline(LONGEST):
+        number += 1
+        place = f"{path.name}:{number}"
+        if len(line) == LONGEST and not line.endswith(b"\n"):
+            yield BadRow(place, f"the line is longer than {LONGEST:,} bytes")
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST)
+        elif line.strip():
+            if number == 1 and line.removeprefix(codecs.BOM_UTF8).strip() == b"{":
+                raise TableError(f"{path}: is one JSON object; a list of objects was expected, or JSONL")
+            yield _row(place, _line(decoder, line))
+
+
+def _line(decoder: Decoder, line: bytes) -> Any:
+    text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").strip(" \t\r\n")
     try:
-        data = json.loads(line.removeprefix(codecs.BOM_UTF8))
-    except (ValueError, RecursionError) as error:
-        return BadRow(place, f"not valid JSON: {error}")
-    return Row(place, data) if isinstance(data, dict) else BadRow(place, f"is no object but a {type(data).__name__}")
+        value, end = decoder.decode(text, 0)
+    except json.JSONDecodeError as error:
+        return Unusable(f"no JSON: {error.msg} at character {error.pos}")
+    if end < len(text):
+        return Unusable(f"the line goes on after its object, at character {end}")
+    return checked(value, text) if is_doubtful(text) else value
+
+
+def _row(place: str, item: Any) -> Row | BadRow:
+    if isinstance(item, dict):
+        return Row(place, item)
+    if isinstance(item, Unusable):
+        return BadRow(place, item.message)
+    return BadRow(place, f"is no object but a {type(item).__name__}")
+
+
+def _no_list(first: str) -> str:
+    if not first:
+        return "the file is empty; get it again"
+    known = {"v": "; perhaps a placeholder of Git LFS", "<": "; perhaps a web page that says why it is not served"}
+    return f"no JSON, it begins with {first!r}{known.get(first, '')}"
+
+
+@contextmanager
+def _as_table_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except JsonError as error:
+        raise TableError(str(error)) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise TableError(f"{path}: damaged or cut off ({error}); get the file again") from error
 
 
 def _opened(path: Path) -> Any:
