@@ -1,18 +1,15 @@
-"""Samples on disk: one JSONL file per split, a manifest, and an index that finds any row at once."""
+"""Samples on disk: a folder with one JSONL file per split, or Parquet shards, and a manifest that counts them."""
 
 import codecs
 import hashlib
 import json
-import os
 import re
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -20,69 +17,18 @@ from medmvl.core.atomic import atomic_file
 from medmvl.core.log import get_logger
 from medmvl.core.lookup import choices_text
 from medmvl.core.schema import Sample, SampleError
+from medmvl.data.lines import LineReader, LineWriter, StoreError, decode, opened
+from medmvl.data.parquet import ShardReader, ShardWriter
+from medmvl.data.tally import Ids
 
 MANIFEST = "manifest.json"
+REFUSED = "refused.jsonl"
+"""Rows of the original that could not be used; no split."""
+
+Form = Literal["jsonl", "parquet"]
 _FORMAT = 1
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-
-class StoreError(ValueError):
-    """A store that cannot be found, read or written."""
-
-
-@dataclass
-class _Index:
-    """Where each row of a split lies, by row.
-
-    Attributes:
-        offsets, lengths: int64 bytes in the JSONL file.
-        lines: int64 line numbers, from 1.
-        tasks: int32 positions in `task_names`.
-        media: uint64 hash of the media's paths; 0 for text alone.
-        task_names: names in order of appearance.
-    """
-
-    offsets: np.ndarray
-    lengths: np.ndarray
-    lines: np.ndarray
-    tasks: np.ndarray
-    media: np.ndarray
-    task_names: list[str]
-
-    def save(self, path: Path, digest: str) -> None:
-        with atomic_file(path, "wb") as file:
-            np.savez(file, digest=np.array(digest), **vars(self) | {"task_names": np.array(self.task_names, dtype=str)})
-
-
-@dataclass
-class _SplitWriter:
-    """Appends the samples of one split and keeps its index and counts."""
-
-    file: Any
-    digest: Any = field(default_factory=hashlib.sha256)
-    rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    tasks: Counter[str] = field(default_factory=Counter)
-    patients: set[str] = field(default_factory=set)
-    media: set[int] = field(default_factory=set)
-    end: int = 0
-
-    def write(self, sample: Sample, root: Path) -> None:
-        data = sample.to_dict(root)
-        try:
-            line = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-        except UnicodeEncodeError as error:
-            raise SampleError(f"a field is no valid Unicode: {error}", sample.id) from None
-        self.tasks[sample.task] += 1
-        key = _media_hash(_paths(data))
-        self.rows.append((self.end, len(line), len(self.rows) + 1, list(self.tasks).index(sample.task), key))
-        self.file.write(line)
-        self.digest.update(line)
-        self.end += len(line)
-        self.patients.add(sample.patient)
-        self.media.add(key)
-
-    def index(self) -> _Index:
-        return _index_of(self.rows, list(self.tasks))
+_AT_ONCE = 1024  # samples whose ids are compared in one go
 
 
 def write_samples(folder: str | Path, samples: Iterable[Sample], *, name: str, version: str, licence: str,
@@ -90,7 +36,7 @@ def write_samples(folder: str | Path, samples: Iterable[Sample], *, name: str, v
     """Write samples to `<split>.jsonl` with a manifest; a store that was there stays whole until all is written.
 
     Paths under `folder` are written relative to it, so that the folder can be moved. Samples are taken one by one:
-    only their places and ids are kept in memory.
+    only some 40 bytes of each are kept in memory.
 
     Args:
         folder: of the store.
@@ -106,66 +52,105 @@ def write_samples(folder: str | Path, samples: Iterable[Sample], *, name: str, v
         SampleError: an id occurs twice.
         DiskFullError: the write failed.
     """
+    splits = write_splits(folder, samples)
+    about = {"name": name, "version": version, "licence": licence, "description": description, "seed": seed, **extra}
+    return write_manifest(folder, about, splits)
+
+
+def write_splits(
+    folder: str | Path,
+    samples: Iterable[Sample | SampleError],
+    form: Form = "jsonl",
+    embed: bool = False,
+    refuse: Callable[[SampleError], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Write the files of all splits, or none of them; a store is whole with `write_manifest` only.
+
+    Args:
+        folder, samples: as for `write_samples`.
+        form: one JSONL file per split, or Parquet shards.
+        embed: Parquet shards hold the media files as well.
+        refuse: takes what is wrong with a sample, the others go on; without it the first mistake is raised.
+
+    Returns:
+        Per split its entry of the manifest.
+    """
     folder = Path(folder).absolute()
-    writers = _write_rows(folder, samples)
-    former = read_manifest(folder).get("splits", {})
-    for split, writer in writers.items():
-        writer.index().save(folder / f"{split}.index.npz", writer.digest.hexdigest())
+    writers: dict[str, LineWriter | ShardWriter] = {}
+    with ExitStack() as stack:
+        for sample in _fresh(samples, refuse):
+            try:
+                split = sample.split or "train"
+                if split not in writers:
+                    writers[split] = _writer(folder, split, form, embed, stack, sample.id)
+                writers[split].write(sample)
+            except SampleError as error:
+                _refuse(error, refuse)
+        if not any(map(len, writers.values())):
+            raise StoreError(f"{folder}: no samples were given, so there is nothing to write")
+        for writer in writers.values():  # a full disk shows here, before any former file is replaced
+            writer.flush()
+    entries = {split: writer.finish() for split, writer in sorted(writers.items())}
+    return {split: entry for split, entry in entries.items() if entry}
+
+
+def write_manifest(
+    folder: str | Path, about: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Write the manifest beside the files of `write_splits`, and remove files of the former one; return it."""
+    folder = Path(folder).absolute()
+    hashes = [f"{split}:{entry['sha256']}" for split, entry in splits.items()]
     manifest = {
         "format": _FORMAT,
-        "name": name,
-        "version": version,
-        "licence": licence,
-        "description": description,
-        "seed": seed,
-        **extra,
-        "splits": {split: _summary(split, writer) for split, writer in sorted(writers.items())},
+        **about,
+        "splits": splits,
+        "hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
     }
-    hashes = [f"{split}:{entry['sha256']}" for split, entry in manifest["splits"].items()]
-    manifest["hash"] = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    former = read_manifest(folder).get("splits", {})
     with atomic_file(folder / MANIFEST) as file:
         json.dump(manifest, file, indent=2, ensure_ascii=False)
-    for split in former.keys() - writers.keys():  # else it would pass for a split of the new data
-        for suffix in (".jsonl", ".index.npz"):
-            (folder / f"{split}{suffix}").unlink(missing_ok=True)
+    gone = {name for entry in former.values() for name in _files(entry)}
+    for name in gone - {name for entry in splits.values() for name in _files(entry)}:  # else splits of the new data
+        (folder / name).unlink(missing_ok=True)
     return manifest
 
 
-def _write_rows(folder: Path, samples: Iterable[Sample]) -> dict[str, _SplitWriter]:
-    """Write the JSONL files, all of them or none."""
-    writers: dict[str, _SplitWriter] = {}
-    ids: set[bytes] = set()
-    with ExitStack() as stack:
-        for sample in samples:
-            split = sample.split or "train"
-            short = hashlib.blake2b(sample.id.encode(), digest_size=12).digest()
-            if short in ids:
-                raise SampleError(
-                    "the id occurs twice in this store; ids tell samples apart in every report", sample.id
-                )
-            ids.add(short)
-            if split not in writers:
-                if not _SPLIT_NAME.fullmatch(split):
-                    raise SampleError(f"split {split!r} is no file name: use letters, digits, '-' and '_'", sample.id)
-                writers[split] = _SplitWriter(stack.enter_context(atomic_file(folder / f"{split}.jsonl", "wb")))
-            writers[split].write(sample, folder)
-        if not writers:
-            raise StoreError(f"{folder}: no samples were given, so there is nothing to write")
-        for writer in writers.values():  # a full disk shows here, before any former file is replaced
-            writer.file.flush()
-            os.fsync(writer.file.fileno())
-    return writers
+def _files(entry: Mapping[str, Any]) -> list[str]:
+    """Return the names of a split's files, as a manifest lists them; those that lead elsewhere are nobody's."""
+    names = entry.get("files") or [entry["file"], Path(entry["file"]).with_suffix(".index.npz").name]
+    return [name for name in names if Path(name).name == name]
 
 
-def _summary(split: str, writer: _SplitWriter) -> dict[str, Any]:
-    return {
-        "file": f"{split}.jsonl",
-        "sha256": writer.digest.hexdigest(),
-        "samples": len(writer.rows),
-        "patients": len(writer.patients),
-        "media": len(writer.media - {0}),
-        "tasks": dict(sorted(writer.tasks.items())),
-    }
+def _fresh(samples: Iterable[Sample | SampleError], refuse: Callable[[SampleError], None] | None) -> Iterator[Sample]:
+    """Yield the samples whose ids did not occur before."""
+    ids, rest = Ids(), iter(samples)
+    while some := list(islice(rest, _AT_ONCE)):
+        usable = []
+        for sample in some:
+            if isinstance(sample, SampleError):
+                _refuse(sample, refuse)
+            else:
+                usable.append(sample)
+        for sample, new in zip(usable, ids.add([sample.id for sample in usable]), strict=True):
+            if new:
+                yield sample
+                continue
+            told = "the id occurs twice in this store; ids tell samples apart in every report"
+            _refuse(SampleError(told, sample.id), refuse)
+
+
+def _refuse(error: SampleError, refuse: Callable[[SampleError], None] | None) -> None:
+    if refuse is None:
+        raise error
+    refuse(error)
+
+
+def _writer(
+    folder: Path, split: str, form: Form, embed: bool, stack: ExitStack, sample_id: str
+) -> LineWriter | ShardWriter:
+    if not _SPLIT_NAME.fullmatch(split) or f"{split}.jsonl" == REFUSED:
+        raise SampleError(f"split {split!r} is no file name: use letters, digits, '-' and '_'", sample_id)
+    return LineWriter(folder, split, stack) if form == "jsonl" else ShardWriter(folder, split, stack, embed)
 
 
 def read_annotations(path: str | Path, root: str | Path | Sequence[str | Path], split: str = "") -> Iterator[Sample]:
@@ -201,12 +186,12 @@ def read_each(
 
 def _annotation_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Yield each row with the place where it stands."""
-    with _open(path) as file:
+    with opened(path) as file:
         first = next((line for line in file if line.strip()), b"")
         file.seek(0)
         if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
             places = ((line, f"{path}:{number}") for number, line in enumerate(file, start=1))
-            yield from ((_decode(line, place), place) for line, place in places if line.strip())
+            yield from ((decode(line, place), place) for line, place in places if line.strip())
             return
         try:
             rows = json.load(file)
@@ -222,14 +207,17 @@ class SampleStore(Sequence[Sample]):
     and safe in threads: every access opens the file anew.
 
     Args:
-        folder: written by `write_samples`; a folder with plain JSONL files, or one JSONL file, serves too.
+        folder: written by `write_samples` or `medmvl data convert`; a folder with plain JSONL files, or one JSONL file,
+            serves too.
         split: which of its files.
         tasks: keep only samples with one of these tasks.
         roots: further folders that media may lie in, beside `folder`.
 
     Attributes:
+        folder, split: what was found.
+        path: the split's file; of Parquet shards the first one.
         manifest: what `write_samples` returned; empty for plain JSONL.
-        hash: sha256 of the split's file as it is now.
+        hash: sha256 of the split's samples as they are now.
         task_names: names of the tasks that the rows have.
 
     Raises:
@@ -243,28 +231,24 @@ class SampleStore(Sequence[Sample]):
         tasks: Iterable[str] | None = None,
         roots: Sequence[str | Path] = (),
     ) -> None:
-        self.folder, self.split, self.path = _locate(Path(folder), split)
+        self.folder, self.split, self._reader = _locate(Path(folder), split)
+        self.path, self.hash = self._reader.path, self._reader.hash
         self.manifest = read_manifest(self.folder)
         self._roots = (self.folder, *map(Path, roots))
-        self.hash = _file_hash(self.path)
-        recorded = self.manifest.get("splits", {}).get(self.split, {}).get("sha256", self.hash)
-        if recorded != self.hash:
+        if self.manifest.get("splits", {}).get(self.split, {}).get("sha256", self.hash) != self.hash:
             get_logger(__name__).warning("%s has changed since its manifest was written", self.path)
-        index = _load_index(self.path.with_suffix(".index.npz"), self.hash) or _scan(self.path)
-        self._index = index
         self._rows = self._select(tasks)
-        self.task_names = [index.task_names[code] for code in np.unique(index.tasks[self._rows])]
+        names = self._reader.task_names
+        self.task_names = [names[code] for code in np.unique(self._reader.tasks[self._rows])]
 
     def _select(self, tasks: Iterable[str] | None) -> np.ndarray:
         if tasks is None:
-            return np.arange(len(self._index.offsets))
-        wanted = list(tasks)
+            return np.arange(len(self._reader.tasks))
+        known, wanted = self._reader.task_names, list(tasks)
         for task in wanted:
-            if task not in self._index.task_names:
-                hint = choices_text(task, self._index.task_names, "tasks")
-                raise StoreError(f"{self.path}: no sample has the task {task!r}; {hint}")
-        codes = [self._index.task_names.index(task) for task in wanted]
-        return np.flatnonzero(np.isin(self._index.tasks, codes))
+            if task not in known:
+                raise StoreError(f"{self.path}: no sample has the task {task!r}; {choices_text(task, known, 'tasks')}")
+        return np.flatnonzero(np.isin(self._reader.tasks, [known.index(task) for task in wanted]))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -281,23 +265,19 @@ class SampleStore(Sequence[Sample]):
         """
         if isinstance(row, slice):
             return [self[index] for index in range(*row.indices(len(self)))]
-        place = self._rows[row]
-        with _open(self.path) as file:
-            file.seek(self._index.offsets[place])
-            line = file.read(self._index.lengths[place])
-        where = f"{self.path}:{self._index.lines[place]}"
-        sample = _sample(_decode(line, where), self._roots, where)
+        data, where = self._reader.read(int(self._rows[row]))
+        sample = _sample(data, self._roots, where)
         return sample if sample.split else sample.model_copy(update={"split": self.split})
 
     @property
     def tasks(self) -> np.ndarray:
         """Task of every row, as int32 positions in the order of first appearance in the file."""
-        return self._index.tasks[self._rows]
+        return self._reader.tasks[self._rows]
 
     @property
     def media_keys(self) -> np.ndarray:
         """One uint64 per row: equal for rows with the same media, 0 for text alone."""
-        return self._index.media[self._rows]
+        return self._reader.media[self._rows]
 
 
 @dataclass(frozen=True)
@@ -312,8 +292,9 @@ def find_source(name: str, roots: Sequence[str | Path] = ()) -> Source:
     """Find the store that a recipe calls `name`.
 
     Args:
-        name: a store's name ("brain_atlas"), a store and one of its tasks ("brain_atlas/side"), or a path to a store's
-            folder or to a JSONL file.
+        name: a store's name ("slake"), a store and one of its tasks ("slake/vqa"), or a path to a store's folder or to
+            a JSONL file. A store in another folder gives its tasks another first part: in a folder `mine`, "mine/vqa"
+            is its task "slake/vqa".
         roots: folders that hold stores, each in a folder of its own; a root may itself be one.
 
     Raises:
@@ -325,17 +306,32 @@ def find_source(name: str, roots: Sequence[str | Path] = ()) -> Source:
     stores = _stores(roots)
     if name in stores:
         return Source(stores[name])
-    parent, _, _ = name.partition("/")
+    parent, _, rest = name.partition("/")
     if parent in stores:
-        known = [task for task in _tasks(stores[parent]) if task]
-        if name in known:
-            return Source(stores[parent], (name,))
-        raise StoreError(f"source {name!r}: no sample in {stores[parent]} has this task; {choices_text(name, known)}")
+        return Source(stores[parent], (_task(name, rest, stores[parent]),))
     looked = ", ".join(dict.fromkeys(str(root) for root in roots)) or "none given"
     raise StoreError(
         f"source {name!r}: no such store; {choices_text(name, stores, 'known')}. Folders looked in: {looked}. "
         "A path to a folder with train.jsonl works too; `medmvl data` builds and converts data sets."
     )
+
+
+def _task(name: str, rest: str, folder: Path) -> str:
+    """Return the task of a store that is called `name`, or ends in `rest` as no other does."""
+    known = [task for task in _tasks(folder) if task]
+    meant = [name] if name in known else [task for task in known if task.partition("/")[2] == rest]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise StoreError(f"source {name!r}: {folder} has several such tasks ({', '.join(meant)}); list them as `tasks`")
+    raise StoreError(f"source {name!r}: no sample in {folder} has this task; {choices_text(name, known)}")
+
+
+def split_names(folder: str | Path) -> list[str]:
+    """Return the splits of a store, [] where there is none: those of its manifest, and further JSONL files."""
+    folder = Path(folder)
+    lines = {file.stem for file in folder.glob("*.jsonl") if file.name != REFUSED}
+    return sorted(lines | read_manifest(folder).get("splits", {}).keys())
 
 
 def _stores(roots: Sequence[str | Path]) -> dict[str, Path]:
@@ -350,9 +346,12 @@ def _stores(roots: Sequence[str | Path]) -> dict[str, Path]:
 
 
 def _is_store(path: Path) -> bool:
+    """Say whether there are samples; quickly, for every folder beside a store is asked."""
     if path.is_file():
         return path.suffix == ".jsonl"
-    return path.is_dir() and any(path.glob("*.jsonl"))
+    if not path.is_dir():
+        return False
+    return any(path.glob("*.jsonl")) or ((path / MANIFEST).is_file() and any(path.glob("*-00000.parquet")))
 
 
 def _tasks(folder: Path) -> list[str]:
@@ -360,20 +359,23 @@ def _tasks(folder: Path) -> list[str]:
     splits = read_manifest(folder).get("splits")
     if splits:
         return sorted({task for entry in splits.values() for task in entry["tasks"]})
-    return sorted({task for file in folder.glob("*.jsonl") for task in SampleStore(file).task_names})
+    files = [folder / f"{split}.jsonl" for split in split_names(folder)]
+    return sorted({task for file in files for task in SampleStore(file).task_names})
 
 
-def _locate(path: Path, split: str) -> tuple[Path, str, Path]:
-    """Return folder, split and file of a store."""
+def _locate(path: Path, split: str) -> tuple[Path, str, LineReader | ShardReader]:
+    """Return folder, split and reader of a store."""
     path = path.absolute()
     if path.is_file():
-        return path.parent, path.stem, path
+        return path.parent, path.stem, LineReader(path)
     if not path.is_dir():
         raise StoreError(f"{path}: there is no such folder or JSONL file")
-    file = path / f"{split}.jsonl"
-    if not file.is_file():
-        raise StoreError(f"{path}: no split {split!r}; {choices_text(split, (f.stem for f in path.glob('*.jsonl')))}")
-    return path, split, file
+    entry = read_manifest(path).get("splits", {}).get(split, {})
+    if "files" in entry:
+        return path, split, ShardReader(path, _files(entry), entry["sha256"])
+    if not (path / f"{split}.jsonl").is_file():
+        raise StoreError(f"{path}: no split {split!r}; {choices_text(split, split_names(path))}")
+    return path, split, LineReader(path / f"{split}.jsonl")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -391,94 +393,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise StoreError(f"{path}: not valid JSON: {error}; write the store again") from None
 
 
-def _file_hash(path: Path) -> str:
-    with _open(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _open(path: Path) -> Any:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _load_index(path: Path, digest: str) -> _Index | None:
-    """Return the saved index, or None when it is missing, damaged or belongs to other content: it only saves time."""
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            if str(saved["digest"]) != digest:
-                return None
-            fields = {name: saved[name] for name in ("offsets", "lengths", "lines", "tasks", "media")}
-            return _Index(**fields, task_names=saved["task_names"].tolist())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        get_logger(__name__).warning("%s is damaged (%s); the samples are read once more instead", path, error)
-        return None
-
-
-def _scan(path: Path) -> _Index:
-    """Read a JSONL file once and note where its rows are."""
-    rows, tasks, offset = [], {}, 0
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                where = f"{path}:{number}"
-                data = _decode(line, where)
-                code = tasks.setdefault(str(data.get("task", "")), len(tasks))
-                rows.append((offset, len(line), number, code, _media_hash(_paths(data))))
-            offset += len(line)
-    if not rows:
-        raise StoreError(f"{path}: the file holds no samples")
-    return _index_of(rows, list(tasks))
-
-
-def _index_of(rows: list[tuple[int, int, int, int, int]], task_names: list[str]) -> _Index:
-    offsets, lengths, lines, tasks, media = zip(*rows, strict=True)
-    return _Index(
-        offsets=np.array(offsets, np.int64),
-        lengths=np.array(lengths, np.int64),
-        lines=np.array(lines, np.int64),
-        tasks=np.array(tasks, np.int32),
-        media=np.array(media, np.uint64),
-        task_names=task_names,
-    )
-
-
-def _decode(line: bytes, where: str) -> Mapping[str, Any]:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise StoreError(f"{where}: a line holds one JSON object, got {type(data).__name__}")
-    return data
-
-
 def _sample(data: Mapping[str, Any], roots: str | Path | Sequence[str | Path] | None, where: str) -> Sample:
     try:
         return Sample.from_dict(data, root=roots)
     except SampleError as error:
         raise SampleError(f"{where}: {error.message}", error.sample_id, error.path) from None
-
-
-def _paths(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the media's paths as written; a malformed row is left to `SampleStore.__getitem__`, on use."""
-    if "conversations" in data:
-        try:
-            return Sample.from_dict(data).media_key
-        except SampleError:
-            return ()
-    messages = data.get("messages")
-    messages = messages if isinstance(messages, list) else []
-    contents = [message.get("content") for message in messages if isinstance(message, dict)]
-    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    return tuple(str(part.get("path")) for part in parts if part.get("type") in ("image", "volume"))
-
-
-def _media_hash(paths: tuple[str, ...]) -> int:
-    """Return 8 bytes that stand for the paths, never 0 for any; 0 for none."""
-    if not paths:
-        return 0
-    return int.from_bytes(hashlib.blake2b(json.dumps(paths).encode(), digest_size=8).digest()) or 1

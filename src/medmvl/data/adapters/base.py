@@ -58,6 +58,7 @@ class Adapter(ABC):
         layout: the tree of files that it expects, as people would draw it.
         one_file: the root may be a file; then `file` is that file, and `root` the folder it lies in.
         Options: its settings, each described.
+        found: what `find` returned so far, in order: the official files that samples are made of.
     """
 
     name: ClassVar[str]
@@ -84,6 +85,7 @@ class Adapter(ABC):
             wrong = [f"option {mistake.dotted}: {mistake.message}" for mistake in mistakes(error, self.Options)]
             raise ValueError(f"{self.name}: {'; '.join(wrong)}") from None
         self._unpack = unpack
+        self.found: dict[Path, None] = {} if self.file is None else {self.file: None}
         if not self.root.is_dir():
             raise LayoutError(f"{root}: there is no such folder. {self._expected()}")
 
@@ -104,6 +106,7 @@ class Adapter(ABC):
         """
         for name in names:
             if (path := self.root / name).exists():
+                self.found[path] = None
                 return path
         wanted = " or ".join(names)
         there = sorted(entry.name for entry in self.root.iterdir())

@@ -1,0 +1,125 @@
+"""Media inside a store: files named by their content, packed beside the samples and unpacked on first use."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medmvl.core.schema import SampleError, split_fragment
+
+Packed = tuple[str, bytes]
+"""A file: its address in the store, and what is in it."""
+
+_ADDRESS = re.compile(r"unpacked/[0-9a-f]{2}/[0-9a-f]{40}(?:\.[a-z][a-z0-9]{0,9}){0,2}")
+_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,9}(?:\.gz)?$")
+_IN_TWO_FILES = (".mhd", ".nhdr", ".hdr", ".img", ".raw")
+
+
+def pack(path: str, sample_id: str) -> tuple[str, list[Packed]]:
+    """Read a medium whole.
+
+    Files of a folder (a DICOM series) lose their names, which may tell whose they are; how they are ordered is in them.
+
+    Args:
+        path: absolute; a fragment ("#frame=3") is kept.
+        sample_id: for messages.
+
+    Returns:
+        Its address, and its files: one, or those of a folder.
+
+    Raises:
+        SampleError: it cannot be read, or is a header whose values lie in another file.
+    """
+    file, fragment = split_fragment(path)
+    try:
+        contents = _contents(file)
+    except OSError as error:
+        raise SampleError(f"cannot be embedded: {error.strerror or error}", sample_id, path) from None
+    except ValueError as error:
+        raise SampleError(f"cannot be embedded: {error}", sample_id, path) from None
+    name = _address([content for _, content in contents], "" if os.path.isdir(file) else contents[0][0])
+    files = [(name, contents[0][1])]
+    if os.path.isdir(file):
+        files = [(f"{name}/{number:06d}{suffix}", data) for number, (suffix, data) in enumerate(contents)]
+    return (f"{name}#{fragment}" if fragment else name), files
+
+
+def _contents(file: str) -> list[tuple[str, bytes]]:
+    """Return (suffix, content) of a file, or of every file in a folder."""
+    if not os.path.isdir(file):
+        if file.lower().endswith(_IN_TWO_FILES):
+            raise ValueError("its values lie in another file beside it; write it as one file, such as .nii.gz or .mha")
+        return [(_suffix(file), Path(file).read_bytes())]
+    entries = sorted(entry for entry in Path(file).iterdir() if not entry.name.startswith("."))
+    if not entries:
+        raise ValueError("the folder is empty")
+    if any(entry.is_dir() for entry in entries):
+        raise ValueError("the folder holds further folders; name the one with the slices")
+    return [(_suffix(entry.name), entry.read_bytes()) for entry in entries]
+
+
+def _suffix(name: str) -> str:
+    found = _SUFFIX.search(name.lower())
+    return found.group() if found else ""
+
+
+def _address(contents: Iterable[bytes], suffix: str) -> str:
+    digests = [hashlib.sha256(content).digest() for content in contents]
+    name = (digests[0] if len(digests) == 1 and suffix else hashlib.sha256(b"".join(digests)).digest()).hex()[:40]
+    return f"unpacked/{name[:2]}/{name}{suffix}"
+
+
+def addresses(data: Mapping[str, Any]) -> list[str]:
+    """Return the addresses of embedded media that a sample (as canonical JSON) shows."""
+    parts = [part for message in data.get("messages", ()) for part in message.get("content", ())]
+    paths = [split_fragment(str(part["path"]))[0] for part in parts if isinstance(part, dict) and "path" in part]
+    return [path for path in paths if _ADDRESS.fullmatch(path)]
+
+
+def unpack(folder: Path, files: Iterable[Packed]) -> None:
+    """Write media where their addresses say, below `folder`; what is there stays, two processes may do so at once.
+
+    Raises:
+        ValueError: an address leads elsewhere, or a content is not what its address says.
+        OSError: it cannot be written.
+    """
+    media: dict[str, list[Packed]] = {}
+    for address, content in files:
+        name = address if _ADDRESS.fullmatch(address) else address.rpartition("/")[0]
+        if not _ADDRESS.fullmatch(name) or ".." in address:
+            raise ValueError(f"{address!r} is no address of an embedded medium")
+        media.setdefault(name, []).append((address, content))
+    for name, members in media.items():
+        if not (folder / name).exists():
+            _write(folder, name, members)
+
+
+def _write(folder: Path, name: str, members: list[Packed]) -> None:
+    alone = members[0][0] == name
+    if _address([content for _, content in members], _suffix_of(name) if alone else "") != name:
+        raise ValueError(f"{name}: the embedded content is damaged")
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+    try:
+        for address, content in members:
+            (fresh / Path(address).name).write_bytes(content)
+        if alone:
+            os.replace(fresh / target.name, target)
+            return
+        fresh.chmod(target.parent.stat().st_mode)
+        try:
+            os.rename(fresh, target)
+        except OSError:
+            if not target.is_dir():  # else another process was quicker
+                raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _suffix_of(name: str) -> str:
+    return "".join(Path(name).suffixes)
