@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 import phantom
 from medmvl.core.atomic import DiskFullError
-from medmvl.imaging import cache, fill, shards
+from medmvl.imaging import cache, shards, workers
 from medmvl.imaging.cache import PreparedStore, entry_bytes
 from medmvl.imaging.fill import Outcome, prepare_all
 from medmvl.imaging.fit import Fitted, fit_volume
@@ -550,10 +550,10 @@ def test_filling_a_full_disk_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         list(prepare_all(tmp_path / "cache", [(path, SPEC) for path in _many(tmp_path / "in", 3)], workers=2))
 
 
-def test_helpers_leave_when_their_parent_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(fill, "_PATIENCE", 0.1)
+def test_helpers_leave_when_their_parent_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_PATIENCE", 0.1)
     near, far = FORK.Pipe()
-    process = FORK.Process(target=fill._help, args=(far, tmp_path, 1))  # 1: not its parent
+    process = FORK.Process(target=workers._help, args=(far, lambda: print, 1))  # 1: not its parent
     process.start()
     process.join(20)
     assert process.exitcode == 0

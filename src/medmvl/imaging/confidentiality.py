@@ -145,7 +145,9 @@ def identifying(dataset: Dataset) -> list[str]:
     cleaned = dataset.get("PatientIdentityRemoved") == "YES" or dataset.get("DeidentificationMethod") == METHOD
     found = set(_identifying(dataset, cleaned, False))
     meta = getattr(dataset, "file_meta", None) or Dataset()
-    found.update(keyword_of(tag) for tag in meta.keys() if tag.element > 0x13 and not is_empty(meta.get_item(tag)))
+    found.update(
+        keyword_of(tag) for tag in list(meta.keys()) if tag.element > 0x13 and not is_empty(meta.get_item(tag))
+    )
     return sorted(found)
 
 
@@ -160,15 +162,14 @@ def _identifying(dataset: Dataset, cleaned: bool, deep: bool) -> Iterator[str]:
         elif vr == "SQ":
             for item in dataset[tag].value or ():
                 yield from _identifying(item, cleaned, deep or action is Action.DUMMY)
-        elif (action is not Action.KEEP or deep) and not is_empty(raw):
-            if not _is_ours(dataset[tag], action, cleaned):
-                yield keyword_of(tag)
+        elif (action is not Action.KEEP or deep) and not is_empty(raw) and not _is_ours(dataset[tag], cleaned):
+            yield keyword_of(tag)
 
 
-def _is_ours(element: DataElement, action: Action, cleaned: bool) -> bool:
+def _is_ours(element: DataElement, cleaned: bool) -> bool:
     """Whether a value is a dummy, a pseudonym, or a UID that names no original."""
     value = element.value
-    if action is Action.REMAP or element.VR == "UI":
+    if dictionary_VR(element.tag) == "UI":
         uids = value if element.VM > 1 else [value]
         return all(cleaned or is_standard(str(uid)) for uid in uids)
     if element.keyword == "PatientID":
