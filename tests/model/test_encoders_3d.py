@@ -23,6 +23,7 @@ from medmvl.model.encoders.table import build_encoder
 from medmvl.model.encoders.vit3d import Vit3d
 from medmvl.model.source import SourceError
 from medmvl.train.assemble import recompute
+from medmvl.train.recipe import Recipe
 
 VIT = {"image_size": [4, 8, 8], "patch_size": [2, 4, 4], "width": 16, "mlp": 24, "layers": 3, "heads": 2}
 CTVIT = {
@@ -299,10 +300,18 @@ def test_files_that_cannot_be_used_are_told(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "cut.safetensors").unlink()
     assert "name one of them" in refused(tmp_path, SourceError)
     assert "neither a folder nor a hub name" in refused(tmp_path / "nowhere", SourceError)
+    assert f"there is no file {tmp_path}/vit.pt" in refused(tmp_path / "vit.pt", SourceError)
     (tmp_path / "empty").mkdir()
     assert "holds no weights" in refused(tmp_path / "empty", SourceError)
     (tmp_path / "notes.txt").write_text("")
     assert "no weights file" in refused(tmp_path / "notes.txt", SourceError)
+
+
+def test_ct_chat_does_not_run_on_random_weights() -> None:
+    """Its encoder is frozen: without published weights the LLM would read noise."""
+    tower = Recipe.load("ct_chat").model.towers["volume"]
+    with pytest.raises(SourceError, match=r"there is no file CT-CLIP_v2_visual_transformer\.pt"):
+        build_encoder(tower)
 
 
 def test_old_torch_files_load_too(tmp_path: Path) -> None:

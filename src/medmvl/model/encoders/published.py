@@ -114,6 +114,8 @@ def find(source: str, where: str, first: Sequence[str]) -> list[Path]:
         if path.suffix not in (".safetensors", *PICKLED):
             raise SourceError(f"{where}: {source} is no weights file; they end in .safetensors, {', '.join(PICKLED)}")
         return [path]
+    if path.suffix in (".safetensors", *PICKLED) and not path.is_dir():
+        raise SourceError(f"{where}: there is no file {source}; give the path of your copy")
     held = folder(source, where)
     if held != path and not any(held.glob("*.safetensors")):
         held = folder(source, where, [*SAFE_FILES, *(f"*{suffix}" for suffix in PICKLED)])
