@@ -140,3 +140,9 @@ def test_save_and_load(tmp_path) -> None:
     sample = talk((("a.nii", "Where [SEP] is it?"), "left"))
     assert again.encode(sample).media[0].question == processor().encode(sample).media[0].question
     assert len(again.towers["volume"].questions.encode("where " * 50)) == 20
+
+
+def test_a_tokenizer_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"puts no mark, such as \[CLS\], around a text"):
+        QuestionEncoder(tokenizer_of("chatml"), 20)
+    assert len(QUESTIONS.encode("")) == 2

@@ -19,6 +19,9 @@ class QuestionEncoder:
     Attributes:
         tokenizer: of the tower's text encoder, fast.
         max_tokens: longest question, marks included.
+
+    Raises:
+        ValueError: the tokenizer puts no mark around a text, so that an empty question would be nothing at all.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -28,7 +31,12 @@ class QuestionEncoder:
 
     def __post_init__(self) -> None:
         marked, bare = (self.tokenizer("a", add_special_tokens=marks).input_ids for marks in (True, False))
-        start = next(i for i in range(len(marked)) if marked[i : i + len(bare)] == bare)
+        start = next((i for i in range(len(marked)) if marked[i : i + len(bare)] == bare), None)
+        if start is None or len(marked) == len(bare):
+            raise ValueError(
+                "the tokenizer of the question puts no mark, such as [CLS], around a text; name the one that the text "
+                "encoder was trained with"
+            )
         object.__setattr__(self, "_marks", (tuple(marked[:start]), tuple(marked[start + len(bare) :])))
         object.__setattr__(self, "_text", TextEncoder(self.tokenizer))
 
