@@ -39,8 +39,10 @@ class Portion:
     @property
     def name(self) -> str:
         """The source, and the task where the portion is one of several."""
-        task = self.store.task_names[0] if self.data.by_task else ""
-        return f"{self.data.source}: {task}" if task and task != self.data.source else self.data.source
+        source, task = self.data.source, self.store.task_names[0] if self.data.by_task else ""
+        if not task or task == source or task.startswith(f"{source}/"):
+            return task or source
+        return f"{source}: {task}"
 
     @property
     def per_epoch(self) -> int:

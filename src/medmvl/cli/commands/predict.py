@@ -10,7 +10,7 @@ import typer
 
 from medmvl.cli.opening import AllowCode, Device, open_bundle
 from medmvl.cli.screen import new_app
-from medmvl.core.schema import Sample, SampleError
+from medmvl.core.schema import BoxRef, Sample, SampleError
 
 if TYPE_CHECKING:
     from medmvl.bundle import Bundle
@@ -31,6 +31,7 @@ def predict(
 ) -> None:
     """Answer every sample, one JSON line each: id, prediction, and the sample's own answer as reference.
 
+    Where that answer is a box, `boxes` are those of the prediction and `reference_boxes` its own, in the file's frame.
     A sample that cannot be used gets a line with its error; the others are answered.
 
     \b
@@ -85,4 +86,18 @@ def _answers(model: "Bundle", asked: Sequence[Sample | SampleError], max_new_tok
             elif error := errors.get(str(number)):
                 yield {"id": sample.id, "error": str(SampleError(error.message, sample.id, error.path))}
             else:
-                yield {"id": sample.id, "prediction": found[str(number)], "reference": sample.answer}
+                text = found[str(number)]
+                yield {"id": sample.id, "prediction": text, "reference": sample.answer} | _boxes(model, sample, text)
+
+
+def _boxes(model: "Bundle", sample: Sample, prediction: str) -> dict[str, Any]:
+    """Return the boxes of prediction and answer, where the answer has any."""
+    said = sample.messages[-1]
+    shown = [part.box for part in said.content if isinstance(part, BoxRef)] if said.role == "assistant" else []
+    if not shown:
+        return {}
+    own = [sample.meta.boxes[number] for number in shown]
+    return {
+        "boxes": model.processor.boxes_from_text(prediction, sample, own[0].media),
+        "reference_boxes": [box.coords for box in own],
+    }
