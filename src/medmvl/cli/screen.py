@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -42,15 +42,29 @@ def bytes_text(count: float) -> str:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that moves a progress bar on standard error on; without a terminal there is no bar."""
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function that moves a progress bar on standard error on; without a terminal there is no bar.
+
+    Args:
+        what: is counted.
+        total: None where nobody knows it: then the count and its speed are shown.
+    """
     if not sys.stderr.isatty():
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    class Speed(ProgressColumn):
+        """So many a second."""
+
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+    known = (MofNCompleteColumn(), TimeRemainingColumn())
+    counted = (TextColumn("{task.completed:,.0f}"), Speed())
+    columns = (TextColumn("{task.description}"), BarColumn(), *(counted if total is None else known))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(what, total=total)
         yield lambda count: bars.advance(bar, count)

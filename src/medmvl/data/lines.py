@@ -60,7 +60,7 @@ class LineWriter:
         os.fsync(self._file.fileno())
 
     def finish(self) -> dict[str, Any]:
-        """Write the index, once the file is in its place; return the split's entry of the manifest, {} for no samples."""
+        """Write the index, once the file is in its place; return the entry of the manifest, {} without samples."""
         if not len(self):
             (self._folder / f"{self._split}.jsonl").unlink()
             return {}

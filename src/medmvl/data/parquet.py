@@ -75,7 +75,7 @@ class ShardWriter:
             self._shard = None
 
     def finish(self) -> dict[str, Any]:
-        """Bring the shards to their places; return the split's entry of the manifest, {} for no samples."""
+        """Bring the shards to their places; return the entry of the manifest, {} without samples."""
         names = [_name(self._split, number) for number in range(len(self._digests))]
         staged = self._folder / f".{self._split}.shards"
         for name in names:

@@ -1,28 +1,29 @@
-"""`medmvl data`: build the benchmark, convert annotations, look at samples, prepare volumes."""
+"""`medmvl data`: build the benchmark, convert data sets, look at samples, prepare volumes."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from medmvl.cli.commands.data_deid import deid
 from medmvl.cli.screen import new_app
-from medmvl.core.schema import Sample, SampleError
+from medmvl.core.schema import SampleError
 
 if TYPE_CHECKING:
+    from medmvl.data.adapters.base import Adapter
+    from medmvl.data.convert import Conversion
     from medmvl.data.store import SampleStore
     from medmvl.imaging.spec import VisionSpec
 
-_TOLD = 10  # wrong samples of a file that an error spells out
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 
 app = new_app()
 build = new_app()
-convert = new_app()
 app.add_typer(build, name="build", help="Build a benchmark: medmvl data build brain_atlas data/brain_atlas")
-app.add_typer(convert, name="convert", help="Make a store of your own annotations: medmvl data convert annotations ...")
+app.command()(deid)
 
 
 @app.callback()
@@ -31,7 +32,8 @@ def data() -> None:
 
     \b
     medmvl data build brain_atlas data/brain_atlas
-    medmvl data convert annotations train.json data/mine --root images
+    medmvl data convert slake Slake1.0 data/slake
+    medmvl data convert annotations train.json data/mine
     medmvl data inspect data/mine
     medmvl data prepare --recipe my_recipe.yaml
     """
@@ -40,11 +42,6 @@ def data() -> None:
 @build.callback()
 def _build() -> None:
     """Build a benchmark; brain_atlas and brain_atlas_3d are made from a real MRI template, with every answer known."""
-
-
-@convert.callback()
-def _convert() -> None:
-    """Turn annotations into a store that recipes can name."""
 
 
 @build.command("brain_atlas")
@@ -85,48 +82,126 @@ def brain_atlas_3d(
     _print_manifest(SampleStore(out).manifest, out)
 
 
-@convert.command()
-def annotations(
-    file: Annotated[
-        Path, typer.Argument(help="JSON list or JSONL; canonical samples, or `conversations` with <image>.")
-    ],
-    out: Annotated[Path, typer.Argument(help="Folder of the new store; recipes name it as a source.")],
-    root: Annotated[Path | None, typer.Option(help="Folder that holds the images; default: the file's folder.")] = None,
-    split: Annotated[str, typer.Option(help="Split of samples that name none.")] = "train",
+@app.command()
+def convert(
+    name: Annotated[
+        str | None, typer.Argument(help="Data set (`medmvl list datasets`), or your.package.module:Adapter.")
+    ] = None,
+    root: Annotated[Path | None, typer.Argument(help="The data set as published; its page draws the folder.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="Folder of the new store; recipes name it as a source.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Only this split, by its name here or in the data set; may be repeated.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting of this data set (see its page), in YAML.")
+    ] = None,
+    form: Annotated[Literal["jsonl", "parquet"], typer.Option(help="Lines of JSON, or Parquet shards.")] = "jsonl",
+    embed: Annotated[
+        bool, typer.Option("--embed", help="Keep the media inside the shards: the store then needs nothing else.")
+    ] = False,
+    missing: Annotated[
+        Literal["keep", "refuse"], typer.Option(help="Samples whose media are not there; --embed refuses them.")
+    ] = "keep",
 ) -> None:
-    """Make a store of an annotation file; paths are checked to stay inside the root, every mistake names its sample.
+    """Make a store of a data set: its official files in, samples that recipes can name out.
+
+    Without NAME all data sets are listed; with NAME alone, its page is printed: the folder that is expected, tasks,
+    splits, options, licence and how to get it. Rows that cannot be used are refused with their place, counted and
+    listed in OUT/refused.jsonl; the others go on. The store at OUT is replaced as a whole once the new one is written,
+    so name all tasks and splits that you want in it.
 
     \b
-    medmvl data convert annotations train.json data/mine --root images
+    medmvl data convert
+    medmvl data convert slake
+    medmvl data convert slake downloads/Slake1.0 data/slake
+    medmvl data convert slake downloads/Slake1.0 data/slake --task vqa --split train --split validate
+    medmvl data convert ct_rate downloads/CT-RATE data/ct_rate --form parquet --embed
+    medmvl data convert annotations train.json data/mine --option media_root=images
     """
-    from medmvl.data.store import read_each, write_samples
+    from medmvl.data.adapters.table import adapter
+    from medmvl.data.convert import convert as run
 
-    root = root or file.parent
-    samples = _usable(file, read_each(file, root, split))
-    text = f"from {file.name}"
-    manifest = write_samples(out, samples, name=out.name, version="1.0", licence="as its source", description=text)
-    _print_manifest(manifest, out)
-    if not root.resolve().is_relative_to(out.resolve()):
-        typer.echo(f"the images stay in {root}: name it in the recipe, run.data_roots='[{out.parent}, {root}]'")
+    if name is None:
+        _print_datasets()
+        return
+    if root is None:
+        _print_page(adapter(name))
+        return
+    if out is None:
+        raise ValueError(f"name the folder of the new store: medmvl data convert {name} {root} OUT")
+    with _progress("samples") as advance:
+        done = run(
+            name, root, out, tasks=task or (), splits=split or (), options=_settings(option or ()),
+            form=form, embed=embed, missing=missing, advance=advance,
+        )  # fmt: skip
+    _print_conversion(done, out)
 
 
-def _usable(file: Path, rows: Iterable[Sample | SampleError]) -> Iterator[Sample]:
-    """Yield the samples up to the first wrong one.
+def _progress(what: str) -> Any:
+    from medmvl.cli.screen import progress
 
-    Raises:
-        ValueError: at the end, when any was wrong; names all of them, or the first ones.
-    """
-    total, wrong = 0, []
-    for row in rows:
-        total += 1
-        if isinstance(row, SampleError):
-            wrong.append(str(row))
-        elif not wrong:  # after a wrong one nothing will be written
-            yield row
-    if wrong:
-        more = [f"and {len(wrong) - _TOLD:,} more"] if len(wrong) > _TOLD else []
-        head = f"{file}: {len(wrong):,} of {total:,} samples are wrong, nothing was written"
-        raise ValueError("\n  ".join([head, *wrong[:_TOLD], *more]))
+    return progress(what, None)
+
+
+def _settings(options: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that "key=value" texts spell out, values in YAML."""
+    from medmvl.core.config import load_yaml
+
+    settings = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--option {option!r} must look like key=value")
+        settings[key] = load_yaml(value)
+    return settings
+
+
+def _print_datasets() -> None:
+    from medmvl.data.adapters.table import ADAPTERS, adapter
+
+    width = max(map(len, ADAPTERS))
+    rows = [f"  {name:{width}}  {adapter(name).title}" for name in ADAPTERS]
+    usage = "medmvl data convert NAME prints the page of a data set; medmvl data convert NAME ROOT OUT converts it"
+    typer.echo("\n".join(["data sets:", *rows, "", usage]))
+
+
+def _print_page(kind: "type[Adapter]") -> None:
+    """Print what there is to know before converting."""
+    options = {
+        name: f"{field.description or ''} (default {field.default!r})"
+        for name, field in kind.Options.model_fields.items()
+    }
+    parts = [
+        f"{kind.name} {kind.version}: {kind.title}",
+        "expected:\n" + "\n".join(f"  {line}" for line in kind.layout.strip("\n").splitlines()),
+        _rows("tasks", kind.tasks),
+        _rows("splits", kind.splits),
+        _rows("options", options or {"none": ""}),
+        f"licence: {kind.licence}",
+        f"access: {kind.access}"
+        + ("\ncredentialed: its contents must not leave the machine" if kind.credentialed else ""),
+        f"medmvl data convert {kind.name} ROOT data/{kind.name}",
+    ]
+    typer.echo("\n\n".join(parts))
+
+
+def _rows(title: str, table: Mapping[str, str]) -> str:
+    width = max(map(len, table), default=0)
+    return "\n".join([f"{title}:", *(f"  {name:{width}}  {text}".rstrip() for name, text in table.items())])
+
+
+def _print_conversion(done: "Conversion", out: Path) -> None:
+    _print_manifest(done.manifest, out)
+    if done.refused:
+        more = [f"and more: {out / 'refused.jsonl'} lists all"] if done.refused > len(done.told) else []
+        typer.echo("\n  ".join([f"{done.refused:,} rows were refused:", *done.told, *more]), err=True)
+    if done.missing:
+        head = f"the media of {done.missing:,} samples are missing; the first:"
+        typer.echo("\n  ".join([head, *done.absent]), err=True)
+    if done.media_root is not None:
+        roots = f"run.data_roots='[{out.absolute().parent}, {done.media_root}]'"
+        typer.echo(f"the media stay in {done.media_root}: name it in the recipe, {roots}")
 
 
 @app.command()
@@ -216,15 +291,15 @@ def _wanted(
 
 def _stores(names: Iterable[str], roots: Sequence[str]) -> "list[SampleStore]":
     """Open all splits of some sources; of a task, those that have it."""
-    from medmvl.data.store import SampleStore, find_source
+    from medmvl.data.store import SampleStore, find_source, split_names
 
     found = []
     for source in [find_source(name, roots) for name in names]:
-        files = [source.folder] if source.folder.is_file() else sorted(source.folder.glob("*.jsonl"))
-        for store in [SampleStore(file, roots=roots) for file in files]:
+        splits = [source.folder.stem] if source.folder.is_file() else split_names(source.folder)
+        for store in [SampleStore(source.folder, split, roots=roots) for split in splits]:
             tasks = [task for task in source.tasks or store.task_names if task in store.task_names]
             if tasks:
-                found.append(SampleStore(store.path, tasks=tasks, roots=roots))
+                found.append(SampleStore(source.folder, store.split, tasks, roots=roots))
     return found
 
 

@@ -88,10 +88,17 @@ def _tasks() -> Rows:
     return [(name, read_yaml(path)[0].get("title", "")) for name, path in known.items() if path]
 
 
+def _datasets() -> Rows:
+    from medmvl.data.adapters.table import ADAPTERS, adapter
+
+    return [(name, adapter(name).title) for name in ADAPTERS]
+
+
 KINDS: dict[str, Callable[[], Rows]] = {
     "recipes": _recipes,
     "templates": _templates,
     "connectors": _connectors,
     "encoders": _encoders,
     "tasks": _tasks,
+    "datasets": _datasets,
 }
