@@ -12,6 +12,7 @@ import tiny_run
 from medmvl.core.atomic import DiskFullError
 from medmvl.core.schema import Sample
 from medmvl.data.store import SampleStore
+from medmvl.processing.tokenizer import train_tokenizer
 from medmvl.train.loop import NonFiniteError, RefusedError
 from medmvl.train.run import train
 
@@ -118,6 +119,18 @@ def test_starts_from_another_bundle(root):
         assert moved == {"connector"}
     with pytest.raises(ValueError, match="no bundle"):
         train(recipe | {"init_from": str(root / "nothing")}, [f"run.output={root / 'x'}"])
+
+
+def test_an_llm_goes_on_with_the_tokens_it_was_trained_on(root):
+    stage = tiny_run.stage(steps=1)
+    first = train(tiny_run.recipe(root, stage, output=str(root / "first")))
+    recipe = tiny_run.recipe(root, stage) | {"init_from": str(first)}
+    train_tokenizer(["other words than there were"] * 9, 320, root / "other")
+    recipe["model"]["llm"]["tokenizer"] = str(root / "other")
+    with pytest.raises(ValueError, match=r"another tokenizer .*set model\.llm\.tokenizer to .*first/bundle/processor"):
+        train(recipe)
+    recipe["model"]["llm"]["tokenizer"] = str(first / "bundle/processor")
+    train(recipe)
 
 
 def test_broken_samples_are_refused_listed_and_never_replaced(root):

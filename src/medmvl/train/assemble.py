@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medmvl.bundle import STATE, Bundle, packages
+from medmvl.bundle import PROCESSOR, STATE, Bundle, packages
 from medmvl.core.log import get_logger
 from medmvl.core.schema import Sample
 from medmvl.data.mixture import Mixture
@@ -71,18 +71,29 @@ def start_bundle(recipe: Recipe) -> Bundle:
     """Return the bundle a run starts from: built, or read from `init_from`, or built with the parts of `init_from`.
 
     Raises:
-        ValueError: `init_from` leads to no bundle, or shares no part with the model.
+        ValueError: `init_from` leads to no bundle, shares no part with the model, or was trained on other tokens.
     """
     trusted = list(packages(recipe.model)) if recipe.model else []
-    source = None if recipe.init_from is None else Bundle.load(find_bundle(recipe.init_from), allow_code=trusted)
+    folder = None if recipe.init_from is None else find_bundle(recipe.init_from)
+    source = None if folder is None else Bundle.load(folder, allow_code=trusted)
     if recipe.model is None and source is not None:
         source.model.check_max_tokens(recipe.run.max_tokens)
         source.processor = stage_processor(source.processor, None, recipe.run.max_tokens)
         return source
     bundle = Bundle.build(recipe.model or ModelConfig.model_validate({}), max_tokens=recipe.run.max_tokens)
     if source is not None:
+        if _words(bundle) != _words(source):
+            raise ValueError(
+                f"init_from: the LLM of {recipe.init_from} was trained with another tokenizer than the one that "
+                f"model.llm names; set model.llm.tokenizer to {folder}/{PROCESSOR}"
+            )
         _LOG.info("init_from %s: %s", recipe.init_from, inherit(bundle.model, source.model, str(recipe.init_from)))
     return bundle
+
+
+def _words(bundle: Bundle) -> dict[str, int]:
+    """Return the vocabulary of a bundle's tokenizer, without what was added to it (placeholders)."""
+    return bundle.processor.tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
 
 
 def find_bundle(name: str) -> Path:
