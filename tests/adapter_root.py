@@ -14,6 +14,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from medmvl.data.adapters.table import ADAPTERS
@@ -46,7 +47,12 @@ class Root:
 
 
 def build(name: str, folder: Path) -> Root:
-    """Return the root of one row of the table, written below `folder`.
+    """Return the root of one row of the table, written below `folder`."""
+    return builder(name).build(folder)
+
+
+def builder(name: str) -> ModuleType:
+    """Return the module `roots_NAME` of one row of the table.
 
     Raises:
         FileNotFoundError: nobody wrote a fixture for it.
@@ -59,4 +65,4 @@ def build(name: str, folder: Path) -> Root:
     spec = importlib.util.spec_from_file_location(found.stem, found)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.build(folder)
+    return module

@@ -1,18 +1,15 @@
 """SLAKE: what its rows become, which split an image belongs to, and boxes from detection.json."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
+import adapter_root
 from medmvl.core.schema import BoxRef, SampleError, Text
 from medmvl.data.adapters.slake import Slake
 from medmvl.data.questions import pool
 
-spec = importlib.util.spec_from_file_location("roots_slake", Path(__file__).with_name("roots_slake.py"))
-roots = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(roots)
+roots = adapter_root.builder("slake")
 
 
 def _read(root, split, *tasks, **options):
