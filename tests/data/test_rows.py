@@ -66,7 +66,7 @@ def test_rows_know_their_place(tmp_path):
     assert [row.place for row in json_rows(lined)] == ["x.jsonl:1", "x.jsonl:3"]
     keyed = write(tmp_path / "k.json", '{"test": [{"a": 0}], "train": [{"a": 1}]}')
     assert list(json_rows(keyed, key="train")) == [Row("item 0 of 'train' in k.json", {"a": 1})]
-    assert list(json_items(keyed))[0] == Row("k.json, 'test'", {"key": "test", "value": [{"a": 0}]})
+    assert next(iter(json_items(keyed))) == Row("k.json, 'test'", {"key": "test", "value": [{"a": 0}]})
 
 
 BAD_ITEMS = {
@@ -142,7 +142,7 @@ def test_what_is_no_list_is_told(tmp_path, content, told):
 
 def test_a_key_that_is_not_there_names_those_that_are(tmp_path):
     path = write(tmp_path / "x.json", '{"train": [], "test": []}')
-    with pytest.raises(TableError, match="did you mean 'train'.*test, train"):
+    with pytest.raises(TableError, match=r"did you mean 'train'.*test, train"):
         list(json_rows(path, key="trian"))
     with pytest.raises(TableError, match=r"x\.json: cannot be read: No such file"):
         list(json_rows(tmp_path / "no" / "x.json"))
@@ -256,7 +256,7 @@ def test_bad_parquet_is_told(parquet, tmp_path, monkeypatch):
     monkeypatch.setattr("medmvl.data.rows._LONGEST_CELL", 5)
     first, second, third = parquet_rows(path)
     assert first.data == {"text": "good"} and "no valid UTF-8" in second.message and "too large" in third.message
-    with pytest.raises(TableError, match="lacks the column.*'txt'; did you mean 'text'"):
+    with pytest.raises(TableError, match=r"lacks the column.*'txt'; did you mean 'text'"):
         list(parquet_rows(path, ["txt"]))
     with pytest.raises(TableError, match="cannot be read"):
         list(parquet_rows(write(tmp_path / "y.parquet", path.read_bytes()[:-9])))

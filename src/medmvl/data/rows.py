@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from medmvl.core.lookup import choices_text
 from medmvl.data.json_stream import LONGEST, Decoder, JsonError, Unusable, Window, checked, is_doubtful
 
+_CHUNK = 2**20  # bytes
 _LONGEST_CELL = 16 * 2**20  # characters; a report has some thousands
 _LARGEST_FILE = 512 * 2**20  # bytes of a medium inside a table
 _LARGEST_UNPACKED, _MOST_PACKED = 2**30, 200  # bytes of a Parquet column chunk, and how often smaller it may be stored
@@ -322,6 +323,21 @@ def _as_table_error(path: Path) -> Iterator[None]:
         raise TableError(str(error)) from None
     except (OSError, EOFError, zlib.error) as error:
         raise TableError(f"{path}: damaged or cut off ({error}); get the file again") from error
+
+
+def mentions(path: str | Path, words: str) -> bool:
+    """Whether a text file, plain or gzipped, holds these words anywhere; fast, for it decodes nothing.
+
+    Raises:
+        TableError: no such file, or a damaged archive.
+    """
+    path, wanted, rest = Path(path), words.encode(), b""
+    with _opened(path) as file, _as_table_error(path):
+        while chunk := file.read(_CHUNK):
+            if wanted in rest + chunk:
+                return True
+            rest = chunk[-len(wanted) :]
+    return False
 
 
 def _opened(path: Path) -> Any:

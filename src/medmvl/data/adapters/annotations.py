@@ -1,0 +1,141 @@
+"""Annotation files of your own: canonical samples, or conversations as LLaVA and the reference write them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from medmvl.core.config import Strict
+from medmvl.core.lookup import choices_text
+from medmvl.core.schema import Sample, SampleError
+from medmvl.data.adapters.base import Adapter, LayoutError
+from medmvl.data.rows import BadRow, Row, json_rows, mentions
+
+SPLIT_NAMES = {
+    **{name: "train" for name in ("train", "training")},
+    **{name: "val" for name in ("val", "valid", "validate", "validation", "dev")},
+    **{name: "test" for name in ("test", "testing")},
+}
+"""How files and columns name the splits -> the store's name."""
+
+_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+
+
+class AnnotationOptions(Strict):
+    """Where media lie, and what rows that do not say it belong to."""
+
+    media_root: str = Field(
+        default="", description="folder that holds the media, seen from the annotations; default: where these lie"
+    )
+    split: Literal["", "train", "val", "test"] = Field(
+        default="", description="split of rows that name none; default: by the file's name, else train"
+    )
+
+
+class Annotations(Adapter):
+    """A JSON list or JSONL of samples, or a folder with one such file per split.
+
+    Rows keep the id, split, source and task they name. In conversations every `<image>` and `<image3d>` takes the next
+    of the paths; further keys go to `meta`.
+    """
+
+    name = "annotations"
+    title = "Annotations in JSON or JSONL (canonical, LLaVA, MedM-VL)"
+    version = "1.0"
+    licence = "as its source"
+    access = "yours; canonical samples are described in docs/samples.md"
+    tasks: ClassVar[Mapping[str, str]] = {"chat": "whatever the rows ask; rows that name a task keep it"}
+    splits: ClassVar[Mapping[str, str]] = {
+        "train": "train",
+        "val": "val, valid, validation or dev",
+        "test": "test",
+    }
+    layout = """
+train.json   [{"id": "1", "image": ["images/a.png"], "conversations": [{"from": "human", "value": "<image>..."}, ...]}]
+val.jsonl    one such object per line; {"id": "1", "messages": [...]} is read as well
+test.json
+images/...   anywhere beside them
+"""
+    one_file = True
+    Options = AnnotationOptions
+
+    def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
+        folder = media_root(self, self.options.media_root)
+        for file, usual in self._files():
+            # Only rows themselves can place others into this split; most files name none, and are read once.
+            if split == usual or mentions(file, '"split"'):
+                rows = (row for row in json_rows(file) if _belongs(row, split, usual))
+                yield from self.each(rows, lambda row: (self._sample(row.data, split, folder),))
+
+    def _sample(self, row: Mapping[str, Any], split: str, folder: str) -> Sample:
+        if row.get("split") and _split(row["split"]) is None:
+            named = str(row["split"])
+            raise ValueError(f"split {named!r} is unknown; {choices_text(named, SPLIT_NAMES, 'splits')}")
+        task = str(row.get("task") or "chat")
+        task = task if "/" in task else f"{self.name}/{task}"
+        if "messages" in row:
+            return Sample.from_dict(
+                {**row, "split": split, "task": task, "source": row.get("source") or self.name}, folder
+            )
+        return conversation(row, folder, split=split, task=task, data_source=row.get("data_source") or self.name)
+
+    def _files(self) -> list[tuple[Path, str]]:
+        """Return the annotation files, each with the split of rows that name none."""
+        if self.file is not None:
+            return [(self.file, self.options.split or _split_of(self.file) or "train")]
+        names = [f"{name}{suffix}" for name in SPLIT_NAMES for suffix in _SUFFIXES]
+        files = [self.find(path.name) for path in sorted(self.root.iterdir()) if path.name.lower() in names]
+        if not files:
+            self.find("train.json", "train.jsonl", "val.json", "val.jsonl", "test.json", "test.jsonl")
+        splits = [_split_of(path) for path in files]
+        twice = [path.name for path in files if splits.count(_split_of(path)) > 1]
+        if twice:
+            raise LayoutError(f"{self.root}: {', '.join(twice)} are of one split; keep one, or convert file by file")
+        return [(path, self.options.split or str(split)) for path, split in zip(files, splits, strict=True)]
+
+
+def conversation(row: Mapping[str, Any], folder: str, **known: Any) -> Sample:
+    """Return the sample of a row with `conversations`; some files of LLaVA-Med spell it `conversatons`.
+
+    Args:
+        row: an annotation of LLaVA or the reference.
+        folder: its paths are relative to it, and cannot leave it.
+        known: fields that the row does not say, or says otherwise.
+
+    Raises:
+        SampleError: says everything that is wrong with it.
+    """
+    data = {**row, **known}
+    if "conversatons" in data:
+        data.setdefault("conversations", data.pop("conversatons"))
+    return Sample.from_dict(data, folder)
+
+
+def _belongs(row: Row | BadRow, split: str, usual: str) -> bool:
+    """Whether a row is for this split; what names no known one goes, to be refused, with those that name none."""
+    named = row.data.get("split") if isinstance(row, Row) else None
+    return ((_split(named) if named else None) or usual) == split
+
+
+def _split(name: object) -> str | None:
+    return SPLIT_NAMES.get(str(name).strip().lower())
+
+
+def _split_of(path: Path) -> str | None:
+    return _split(path.name.partition(".")[0])
+
+
+def media_root(adapter: Adapter, folder: str) -> str:
+    """Return the folder that media lie in: absolute, or seen from the adapter's root.
+
+    Raises:
+        LayoutError: there is no such folder.
+    """
+    path = os.path.normpath(adapter.root / folder)
+    if not os.path.isdir(path):
+        raise LayoutError(f"media_root={folder}: there is no folder {path}; name it from where the annotations lie")
+    return path
