@@ -12,7 +12,19 @@ from pydantic import ValidationError
 
 from medmvl.core.config import Strict
 from medmvl.core.explain import mistakes
-from medmvl.core.schema import Box, BoxRef, Image, Message, Meta, Part, Sample, SampleError, Text, Volume
+from medmvl.core.schema import (
+    Box,
+    BoxRef,
+    Image,
+    Message,
+    Meta,
+    Part,
+    Sample,
+    SampleError,
+    Text,
+    Volume,
+    split_fragment,
+)
 from medmvl.data.rows import BadRow, Row
 
 Media = Image | Volume
@@ -122,17 +134,20 @@ class Adapter(ABC):
 
         Args:
             relative: as the annotation writes it; backslashes count as slashes.
-            below: folder it is relative to; default the root.
+            below: folder it is relative to, which may lie elsewhere; default the root.
 
         Raises:
-            ValueError: it is empty or leaves the root.
+            ValueError: it is empty or leaves both.
         """
         if not relative.strip():
             raise ValueError("names no file")
-        path = os.path.normpath(os.path.join(below or self.root, relative.replace("\\", "/")))
-        if not path.startswith(str(self.root).rstrip(os.sep) + os.sep):
-            raise ValueError(f"the path {relative!r} leaves {self.root}")
-        return path
+        folder = str(below or self.root)
+        # What stands after "#" is split off as a reader will do it: "..#frame=0" is the folder above.
+        file, fragment = split_fragment(relative.replace("\\", "/"))
+        path = os.path.normpath(os.path.join(folder, file))
+        if not any(path.startswith(top.rstrip(os.sep) + os.sep) for top in (str(self.root), folder)):
+            raise ValueError(f"the path {relative!r} leaves {folder}")
+        return f"{path}#{fragment}" if fragment else path
 
     def unpack(self, name: str, content: bytes) -> str:
         """Write a medium that is kept inside another file; return its path."""
