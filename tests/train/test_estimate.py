@@ -111,3 +111,20 @@ def test_recomputing_saves_activations() -> None:
     some = memory(model, trainable, TOKENS, bf16=True, checkpointing=["llm"])["single"].activations
     all_parts = memory(model, trainable, TOKENS, bf16=True, checkpointing=["*"])["single"].activations
     assert all_parts < some < whole
+
+
+def test_recomputing_counts_every_block_of_both_transformers() -> None:
+    """CTViT has a spatial and a temporal one, and a longer list of other layers beside them."""
+    size = {"image_size": [8, 32, 32], "patch_size": [1, 4, 4], "spatial_layers": 2, "temporal_layers": 2}
+    small = {**size, "width": 64, "head_width": 16, "heads": 4, "codes": 9}
+    volume = {"encoder": "ct_vit", "encoder_options": small, "connector": "attention"}
+    config = load(ModelConfig, {"llm": CONFIG["llm"], "towers": {"volume": volume}})
+    model = build(config, device="meta", tokenizer=object()).model  # type: ignore[arg-type]
+    tune.apply(model, {"volume.encoder": FULL})
+    trainable = {part: part == "volume.encoder" for part in tune.parts(model)}
+    running = ["volume.encoder"]
+    found = [
+        memory(model, trainable, TOKENS, bf16=False, running=running, checkpointing=patterns)["single"].activations
+        for patterns in ([], running)
+    ]
+    assert 0.25 * found[0] < found[1] < 0.4 * found[0], "one block of four, and the inputs of all"

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from medmvl.model.encoders.base import recomputable
 from medmvl.model.tune import parts
 from medmvl.model.vlm import VLM
 
@@ -137,16 +138,16 @@ def _per_token(module: nn.Module, value: int, learns: bool) -> int:
         return (module.in_features * learns + module.out_features) * value
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         return (module.in_channels * learns + module.out_channels) * value
-    weight = getattr(module, "weight", None)
+    weight = next(module.parameters(recurse=False), None)
     if "norm" in type(module).__name__.lower() and weight is not None:
         return weight.numel() * (_MASTER + value)
     return 0
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    """Return the longest list of equal blocks (the transformer's layers)."""
+    """Return the blocks that can recompute; of a module without any, its longest list of modules."""
     lists = [list(part) for part in module.modules() if isinstance(part, nn.ModuleList)]
-    return max(lists, key=len, default=[])
+    return recomputable(module) or max(lists, key=len, default=[])
 
 
 def _largest_unit(modules: Iterable[nn.Module]) -> int:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from medmvl.core.config import ConfigError, load
 from medmvl.imaging.spec import VisionSpec
@@ -111,6 +112,15 @@ def recompute(module: nn.Module, options: Mapping[str, Any]) -> bool:
             enable(dict(options))
             return True
     return False
+
+
+def recomputable(module: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a part that can recompute their activations, outermost ones."""
+    found: dict[str, nn.Module] = {}
+    for name, block in module.named_modules():
+        if isinstance(block, GradientCheckpointingLayer) and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = block
+    return list(found.values())
 
 
 def default_normalisation(channels: int) -> dict[str, Any]:
