@@ -159,6 +159,30 @@ def test_predict_keeps_samples_of_one_id_apart(work: Path, bundle: Path, tmp_pat
     assert "'same'" in one[1]["error"] and "gone.png" in one[1]["error"]
 
 
+def test_predict_tells_boxes_in_the_frame_of_the_file(
+    work: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    from medmvl.bundle import Bundle
+
+    Image.new("RGB", (200, 100)).save(tmp_path / "wide.png")
+    content = [{"type": "image", "path": "wide.png"}, {"type": "text", "text": "where?"}]
+    answer = {"role": "assistant", "content": [{"type": "box", "box": 0}]}
+    sample = {
+        "id": "box",
+        "messages": [{"role": "user", "content": content}, answer],
+        "meta": {"boxes": [{"media": 0, "coords": [20, 10, 120, 60]}]},
+    }
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample))
+    said = "It is [10, 10, 60, 60]."
+    monkeypatch.setattr(Bundle, "generate", lambda self, samples, **_: [said] * len(samples))
+    assert main(["predict", str(bundle), f"{tmp_path}/samples.jsonl", "--out", f"{tmp_path}/out.jsonl"]) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert row["prediction"] == said and row["reference_boxes"] == [[20, 10, 120, 60]]
+    assert row["boxes"] == [pytest.approx([20, 10, 120, 60], abs=1)]
+
+
 def test_a_device_that_is_not_there_is_told(work: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(bundle), f"{work}/annotations.json", "--device", "cudda"]) == 2
     assert "--device cudda" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tiny_dual
 import tiny_run
 from medmvl.model import tune
 from medmvl.train.assemble import Place, plan_stage, start_bundle
@@ -34,6 +35,28 @@ STAGES = (
     tiny_run.stage("volumes", steps=3, global_batch=2, data=VOLUMES, tune={"llm": RATE, "volume.*": RATE}),
 )
 
+VOLUME_STAGE = STAGES[2] | {"tune": {"llm": RATE, "image.*": RATE, "volume.*": RATE}}
+SHARED = {
+    "encoder": "slices",
+    "encoder_options": {"encoder": "image", "slices": tiny_run.DEPTH, "chunk": 3},
+    "connector": "average",
+}
+
+
+def dual(folder):
+    """Return a volume tower that reads volume, slices and question, of the size that the tiny run has."""
+    tiny_dual.write_parts(folder / "dual")
+    size = [tiny_run.DEPTH, tiny_run.SIDE, tiny_run.SIDE]
+    options = {
+        "volume": {
+            "encoder": "vit3d",
+            "encoder_options": tiny_dual.VIT3D | {"image_size": size, "patch_size": [2, 4, 4]},
+        },
+        "slices": {"encoder": {"architecture": tiny_dual.SIGLIP | {"image_size": tiny_run.SIDE, "patch_size": 4}}},
+        "text": str(folder / "dual" / "bert"),
+    }
+    return tiny_dual.tower(folder, encoder_options=options)
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -52,6 +75,17 @@ def alone(root):
     return train(settings(root, "alone", *STAGES, save_every=1, keep_last=19))
 
 
+@pytest.fixture(scope="module")
+def towers_alone(root):
+    """Return what volume towers of two encoders learn in one process: name -> (settings, weights)."""
+    found = {}
+    for name, tower in (("shared", SHARED), ("dual", dual(root))):
+        recipe = settings(root, f"{name}-alone", VOLUME_STAGE)
+        recipe["model"]["towers"]["volume"] = tower
+        found[name] = tower, weights(train(recipe))
+    return found
+
+
 def weights(folder):
     found = {}
     for file in sorted((folder / "bundle").glob("*.safetensors")):
@@ -59,9 +93,12 @@ def weights(folder):
     return found
 
 
-def launch(root, name, *stages, **run):
+def launch(root, name, *stages, tower=None, **run):
     path = root / f"{name}.yaml"
-    path.write_text(json.dumps(settings(root, name, *stages, **run)))
+    recipe = settings(root, name, *stages, **run)
+    if tower is not None:
+        recipe["model"]["towers"]["volume"] = tower
+    path.write_text(json.dumps(recipe))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
@@ -103,6 +140,19 @@ def test_two_processes_learn_what_one_does(root, alone, strategy):
     assert furthest(weights_at_start(root), expected) > 1e-3
     shutil.rmtree(folder / "checkpoints/step-00000010")
     assert furthest(weights(train(settings(root, strategy, *STAGES, keep_last=19), resume=True)), expected) <= CLOSE
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
+def test_towers_of_two_encoders_learn_what_they_learn_alone(root, towers_alone, strategy):
+    """Slices that use the image tower's encoder, and a dual encoder that reads the question, on one rank only."""
+    if strategy == "zero3":
+        pytest.importorskip("deepspeed")
+    for name, (tower, expected) in towers_alone.items():
+        done = launch(root, f"{name}-{strategy}", VOLUME_STAGE, strategy=strategy, tower=tower)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert f"{strategy} x 2" in done.stderr + done.stdout
+        assert furthest(weights(root / f"{name}-{strategy}"), expected) <= CLOSE
+    assert not any(name.startswith("towers.volume.encoder") for name in towers_alone["shared"][1])
 
 
 def test_what_fsdp2_gathers_to_validate_is_not_saved(root):
