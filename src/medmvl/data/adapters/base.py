@@ -156,9 +156,12 @@ class Adapter(ABC):
         return self._unpack(name, content)
 
     def each(
-        self, rows: Iterable[Row | BadRow], make: Callable[[Row], Iterable[Sample]]
+        self, rows: Iterable[Row | BadRow], make: Callable[[Row], Iterable[Sample | SampleError]]
     ) -> Iterator[Sample | SampleError]:
-        """Yield what `make` makes of each row; a row it cannot use (ValueError) becomes an error with its place."""
+        """Yield what `make` makes of each row; a row it cannot use (ValueError) becomes an error with its place.
+
+        Where a row holds several samples, `make` may yield the error of one of them itself, with the row's place.
+        """
         for row in rows:
             if isinstance(row, BadRow):
                 yield SampleError(row.message, "?", row.place)
