@@ -149,6 +149,14 @@ def test_the_spec_is_the_towers(parts: Path) -> None:
             "volume: 'dual' takes patch tokens alone; choose `tokens: patches`",
         ),
         (
+            {
+                "encoder_options": {
+                    "volume": {"encoder": "vit3d", "encoder_options": {**tiny_dual.VIT3D, "tokens": "all"}}
+                }
+            },
+            "volume: 'dual' takes patch tokens alone; choose `tokens: patches`",
+        ),
+        (
             {"encoder_options": {"slices": {"encoder": {"architecture": tiny_dual.SIGLIP}, "slices": 4}}},
             r"slices is 4, and the spec's size \[8, 32, 32\] says 8",
         ),

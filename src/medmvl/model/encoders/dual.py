@@ -126,6 +126,9 @@ def _settings(name: str, given: Mapping[str, Any], known: tuple[str, ...]) -> di
     for key in given:
         if key not in known:
             raise EncoderError(f"{name}: unknown key {key!r}; {choices_text(key, known, 'keys')}")
+    own = given.get("encoder_options")
+    if isinstance(own, Mapping) and "tokens" in own:
+        return dict(given)
     return {"tokens": "patches", **given}
 
 
