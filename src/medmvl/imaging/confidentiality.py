@@ -77,9 +77,9 @@ def edition() -> str:
 def action_of(tag: BaseTag, vr: str | None) -> Action:
     """Return what becomes of an attribute.
 
-    Beyond the table: private attributes, group lengths, curves and overlays as a whole (an overlay plane without its
-    data is invalid), and even tags that the dictionary does not know are removed; names of persons, dates, times and
-    addresses that the table does not list, for it grows with the standard, get dummies; UIDs of instances are remapped.
+    Beyond the table, private attributes, group lengths, curves and overlays as a whole (an overlay plane without its
+    data is invalid) and tags that the dictionary does not know are removed. The table grows with the standard, so names
+    of persons, dates, times and addresses that it does not list get dummies, and UIDs of instances are remapped.
 
     Args:
         tag: of the attribute.
@@ -87,13 +87,13 @@ def action_of(tag: BaseTag, vr: str | None) -> Action:
     """
     if tag.is_private or tag.element == 0 or tag.group < 8 or tag.group & 0xFF00 in (_CURVES, _OVERLAYS):
         return Action.REMOVE
+    known = dictionary_VR(tag) if dictionary_has_tag(tag) else None
+    if vr is not None and (known == "SQ") != (vr == "SQ"):
+        return Action.REMOVE  # a sequence as bytes, or bytes as a sequence: no one knows what it holds
     if tag in profile():
         return _ACTIONS[profile()[tag][1]]
-    if not dictionary_has_tag(tag):
+    if known is None or vr == "UN":
         return Action.REMOVE
-    known = dictionary_VR(tag)
-    if (known == "SQ" and vr not in ("SQ", None)) or vr == "UN":
-        return Action.REMOVE  # bytes that hold no one knows what
     if {known, vr} & _TELLING:
         return Action.DUMMY
     if known == "UI" and not keyword_for_tag(tag).endswith(("SOPClassUID", "TransferSyntaxUID")):
@@ -172,6 +172,6 @@ def _is_ours(element: DataElement, cleaned: bool) -> bool:
     if dictionary_VR(element.tag) == "UI":
         uids = value if element.VM > 1 else [value]
         return all(cleaned or is_standard(str(uid)) for uid in uids)
-    if element.keyword == "PatientID":
-        return cleaned and _OWN_ID.fullmatch(str(value)) is not None
+    if element.keyword == "PatientID" and cleaned and _OWN_ID.fullmatch(str(value)):
+        return True
     return value == dummy(element.VR) or str(value) == str(dummy(element.VR))

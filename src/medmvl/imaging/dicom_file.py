@@ -169,7 +169,7 @@ def decode_all(path: Path, file: BinaryIO, header: Dataset, pixels_at: int) -> I
 def _decoder(header: Dataset) -> tuple[UID, str]:
     """Return the transfer syntax of a file and the plugin that decodes it, "" for any."""
     meta = getattr(header, "file_meta", None) or FileMetaDataset()
-    syntax = UID(meta.get("TransferSyntaxUID") or _syntax_of(header))
+    syntax = UID(meta.get("TransferSyntaxUID") or syntax_of(header))
     several_deep = header.get("SamplesPerPixel", 1) > 1 and header.BitsAllocated > 8
     # Pillow where it can: a damaged codestream makes it raise, where gdcm may end the process.
     return syntax, "pillow" if syntax in _JPEG_BY_PILLOW and not several_deep else ""
@@ -225,7 +225,7 @@ def _reason(error: Exception) -> str:
     return type(error).__name__ if not text or re.search(r"\bb['\"]", text) else text
 
 
-def _syntax_of(header: Dataset) -> UID:
+def syntax_of(header: Dataset) -> UID:
     """The transfer syntax of a file that does not state it, from how its header had to be parsed."""
     implicit, little = header.original_encoding
     if implicit:
