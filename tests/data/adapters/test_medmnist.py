@@ -43,7 +43,7 @@ def _one(root: Path, flag: str, label: int, size: int = 28) -> Sample:
     subset = SUBSETS[flag]
     shape = (size,) * 3 if flag.endswith("3d") else (size, size, 3)[: 3 if subset.channels == 3 else 2]
     suffix = "" if size == 28 else f"_{size}"
-    labels = dict.fromkeys(roots.COUNTS, [label])
+    labels = {split: [label] for split in roots.COUNTS}
     root.mkdir(exist_ok=True)
     np.savez_compressed(root / f"{flag}{suffix}.npz", **roots.arrays(size, shape, labels))
     (sample,) = _read(root, subsets=[flag], size=size)
@@ -126,7 +126,7 @@ def test_the_largest_size_is_taken_unless_one_is_named(root) -> None:
     assert "/dermamnist_64/" in _read(root)[1].media_key[0]
     small = [one for one in _read(root, size=28) if "/dermamnist_28/" in one.media_key[0]]
     assert len(small) == 3
-    with pytest.raises(LayoutError, match="dermamnist_224.npz is missing") as error:
+    with pytest.raises(LayoutError, match=r"dermamnist_224\.npz is missing") as error:
         _read(root, subsets=["dermamnist"], size=224)
     assert "dermamnist_64.npz" in str(error.value)
     (root / "dermamnist.npz").rename(root / "dermamnist_28.npz")
@@ -171,7 +171,7 @@ def test_archives_that_lie_are_refused_before_they_are_unpacked(tmp_path) -> Non
         with pytest.raises(TableError, match=told):
             _read(tmp_path)
     _member(path, test_images=_npy(images), test_labels=_npy(np.zeros((10**6 + 1, 1), np.uint8)))
-    with pytest.raises(TableError, match="test_labels is uint8 .1000001, 1."):
+    with pytest.raises(TableError, match=r"test_labels is uint8 \[1000001, 1\]"):
         _read(tmp_path)
     _member(path, train_images=_npy(images))
     with pytest.raises(TableError, match="holds no array 'test_labels'"):
@@ -193,11 +193,11 @@ def test_a_damaged_or_cut_archive_is_told(root) -> None:
     path = root / "organmnist3d.npz"
     content = bytearray(path.read_bytes())
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(TableError, match="organmnist3d.npz: damaged or cut off"):
+    with pytest.raises(TableError, match=r"organmnist3d\.npz: damaged or cut off"):
         _read(root, subsets=["organmnist3d"])
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(TableError, match="organmnist3d.npz: damaged or cut off"):
+    with pytest.raises(TableError, match=r"organmnist3d\.npz: damaged or cut off"):
         _read(root, "train", subsets=["organmnist3d"])
         _read(root, "val", subsets=["organmnist3d"])
         _read(root, "test", subsets=["organmnist3d"])
