@@ -168,6 +168,8 @@ def test_options_is_short_for_encoder_options() -> None:
     assert TowerConfig.model_validate(tower.model_dump()) == tower
     with pytest.raises(ValueError, match="options"):
         TowerConfig.model_validate({**settings, "encoder_options": {}})
+    schema = TowerConfig.model_json_schema()
+    assert set(settings) <= set(schema["properties"]) and not schema["additionalProperties"], "what editors are told"
 
 
 VIT = {"image_size": [4, 8, 8], "patch_size": [2, 4, 4], "width": 16, "mlp": 24, "layers": 3, "heads": 2}

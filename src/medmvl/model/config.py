@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from medmvl.core import shipped
 from medmvl.core.config import Strict
@@ -138,8 +138,15 @@ def _from_path(value: object) -> object:
     return {"path": value} if isinstance(value, str) else value
 
 
+def _with_short_name(schema: dict[str, Any]) -> None:
+    known = schema["properties"]
+    known["options"] = {**known["encoder_options"], "title": "Options", "description": "short for `encoder_options`"}
+
+
 class TowerConfig(Strict):
     """Encoder + connector + placeholder for one kind of media."""
+
+    model_config = ConfigDict(json_schema_extra=_with_short_name)
 
     encoder: Annotated[
         Weights, BeforeValidator(_from_path, json_schema_input_type=str | Weights), AfterValidator(_encoder_name)
