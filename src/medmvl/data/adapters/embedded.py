@@ -25,12 +25,10 @@ def shards(reader: Adapter, split: str) -> list[Path]:
     """
     named = re.compile(rf"{split}-(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet")
     files = sorted(reader.root.glob("data/*.parquet"))
-    found = {int(match[1]): (path, match[2]) for path in files if (match := named.fullmatch(path.name))}
-    total = next((total for _, total in found.values()), "00001")
-    for number in range(int(total)):
-        if number not in found:
-            reader.find(f"data/{split}-{number:05}-of-{total}.parquet")
-    return [found[number][0] for number in sorted(found)]
+    found = {int(match[1]): match for path in files if (match := named.fullmatch(path.name))}
+    total = next((match[2] for match in found.values()), "00001")
+    names = [found[n][0] if n in found else f"{split}-{n:05}-of-{total}.parquet" for n in range(int(total))]
+    return [reader.find(f"data/{name}") for name in names]
 
 
 def embedded_rows(files: list[Path], columns: tuple[str, ...]) -> Iterator[Row | BadRow]:

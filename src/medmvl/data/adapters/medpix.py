@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from medmvl.core.lookup import choices_text
 from medmvl.core.schema import Image, Sample, SampleError
@@ -83,7 +83,7 @@ images/synpic12345.png       or MedPix-Images/
 
 
 def single(
-    reader: Adapter, split: str, numbers: Iterator[int], folder: Path, row: Row, task: str | None = None
+    reader: Adapter, split: str, numbers: Iterator[int], folder: Path, row: Row, task: str | None = None, **meta: Any
 ) -> Sample:
     """Return the sample of a row of the list of single pictures.
 
@@ -94,6 +94,7 @@ def single(
         folder: of the pictures.
         row: name, context, type.
         task: of the sample; default: the type's own.
+        meta: further things to keep.
 
     Raises:
         ValueError: an empty cell, an unknown type, or a path that leaves the root.
@@ -104,11 +105,12 @@ def single(
     sample_id = f"single-{split}-{number:06}"
     picture = Image(path=reader.path(row.text("name"), folder))
     question = draw(f"medpix_{kind}", sample_id, split)
-    return reader.sample(sample_id, split, task or _SINGLE[kind], question, row.text("context"), [picture], type=kind)
+    answer = row.text("context")
+    return reader.sample(sample_id, split, task or _SINGLE[kind], question, answer, [picture], type=kind, **meta)
 
 
 def multi(
-    reader: Adapter, split: str, numbers: Iterator[int], folder: Path, row: Row, task: str | None = None
+    reader: Adapter, split: str, numbers: Iterator[int], folder: Path, row: Row, task: str | None = None, **meta: Any
 ) -> Sample:
     """Return the sample of a row of the list of cases: name (several), context, type, history; else as `single`."""
     number, kind = next(numbers), row.text("type")
@@ -119,11 +121,11 @@ def multi(
     pictures = [Image(path=reader.path(name, folder)) for name in names]
     question = " ".join(filter(None, (row.optional("history"), draw(f"medpix_{_MULTI[kind]}", sample_id, split))))
     answer = row.text("context").replace("• ", "").strip()
-    return reader.sample(sample_id, split, task or _MULTI[kind], question, answer, pictures, type=kind)
+    return reader.sample(sample_id, split, task or _MULTI[kind], question, answer, pictures, type=kind, **meta)
 
 
 def question(
-    reader: Adapter, split: str, numbers: Iterator[int], folder: Path, row: Row, task: str | None = None
+    reader: Adapter, split: str, numbers: Iterator[int], folder: Path, row: Row, task: str | None = None, **meta: Any
 ) -> Sample:
     """Return the sample of a row of the list of questions: question, answer, explanation, name; else as `single`."""
     sample_id = f"questions-{split}-{next(numbers):06}"
@@ -137,6 +139,7 @@ def question(
         [picture],
         type="question",
         explanation=row.optional("explanation"),
+        **meta,
     )
 
 

@@ -111,7 +111,7 @@ imgs/xmlab1/detection.json     [{"Liver": [x, y, width, height]}, ...]
         """The split of every image folder."""
         lists = {"train": "train.txt", "val": "validate.txt", "test": "test.txt"}
         if all((self.root / name).is_file() for name in lists.values()):
-            texts = {split: (self.root / name).read_text("utf-8-sig") for split, name in lists.items()}
+            texts = {split: self.find(name).read_text("utf-8-sig") for split, name in lists.items()}
             return {folder: split for split, text in texts.items() for folder in text.split()}
         homes: dict[str, dict[str, str]] = {"en": {}, "zh": {}}
         for split in lists:  # an image that stands in several is kept for testing
