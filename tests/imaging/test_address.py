@@ -105,7 +105,7 @@ def test_dicom_by_folder_file_and_frame(tmp_path):
         assert (volume.array == phantom.values()).all() and volume.path == str(path) and volume.unit == "HU"
     one = sorted(folder.iterdir())[0]
     assert isinstance(read_image(one), Picture) and isinstance(read_picture(one), Picture)
-    with pytest.raises(ImageError, match=r"holds a picture where a volume is wanted.*the folder of a DICOM series"):
+    with pytest.raises(ImageError, match=r"is no volume, and one is wanted.*the folder of a DICOM series"):
         read_volume(one)
     frames = save(tmp_path / "frames.dcm", multiframe(phantom.image()))
     assert read_image(frames).size == read_volume(frames).size == phantom.SIZE

@@ -209,6 +209,21 @@ def test_a_hu_window_is_for_ct(modality, unit):
         fit_volume(volume, spec_of(size=(3, 3, 3), hu_window=(-1000, 1000)))
 
 
+def test_values_that_nothing_explains_are_scaled_with_a_warning(caplog):
+    """A CT written as NIfTI by most programs says nothing about HU: one bright voxel would darken all others."""
+    array = np.random.default_rng(0).integers(-1000, 1000, (4, 8, 8)).astype(np.int16)
+    array[0, 0, 0] = 20000
+    told = {}
+    for unit, fields in (("", {}), ("HU", {}), ("", {"percentile_window": (0.5, 99.5)}), ("", {"hu_window": (0, 9)})):
+        caplog.clear()
+        path = f"unit {unit!r} {fields}.nii.gz"
+        volume_window(from_file(array, (1, 1, 1), None, None, path, "", unit), spec_of(size=(2, 4, 4), **fields))
+        told[path] = [one.getMessage() for one in caplog.records if path in one.getMessage() and "#hu=" in one.message]
+    first, *others = told.values()
+    assert len(first) == 1 and "to 20000" in first[0]
+    assert not any("scaled by their own range" in text for texts in others for text in texts)
+
+
 def test_refusals_name_the_file():
     volume = volume_of(np.full((4, 4, 4), -1000, np.int16), spacing=None)
     with pytest.raises(ImageError, match=r"scan\.nii\.gz: has no foreground.*-1000"):

@@ -670,7 +670,7 @@ class TestWhatIsWanted:
 
     def test_picture_for_volume(self, tmp_path: Path) -> None:
         sitk.WriteImage(sitk.GetImageFromArray(np.eye(8, dtype=np.uint8)), str(tmp_path / "a.png"))
-        with pytest.raises(ImageError, match=r"a\.png: holds a picture where a volume is wanted; name a NIfTI"):
+        with pytest.raises(ImageError, match=r"a\.png: is no volume, and one is wanted; name a NIfTI"):
             read_volume(tmp_path / "a.png")
         assert isinstance(read_picture(tmp_path / "a.png"), Picture)
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medmvl.imaging.header import warn_once
 from medmvl.imaging.hounsfield import check_range
 from medmvl.imaging.picture import WINDOW_FUNCTIONS, ImageError, Lut, Picture, Window
 from medmvl.imaging.spec import VisionSpec
@@ -132,6 +133,14 @@ def volume_window(volume: Volume, spec: VisionSpec) -> tuple[float, float]:
         black, white = percentiles(volume.array, spec.percentile_window or (0, 100), low, high)
     except ValueError as error:
         raise ImageError(volume.path, f"cannot be windowed: {error}") from error
+    if spec.percentile_window is None:
+        warn_once(
+            volume.path,
+            "window",
+            f"nothing says what its values are, so they are scaled by their own range, {black:g} to {white:g}; one "
+            "outlier then darkens the rest. Say where Hounsfield units come from (#hu=header, #hu=already_hu) or what "
+            "the values are (#unit=...), or give the encoder's spec a percentile_window",
+        )
     return black, black + (white - black) / (1 - spec.headroom) if white > black else black + 1.0
 
 

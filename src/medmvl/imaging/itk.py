@@ -159,8 +159,7 @@ def _values(file: Path, header: _Header, name: str) -> np.ndarray:
             check_length(file, there * factor, needed, header.data[0])
         image = reader.Execute()
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[-200:]
-        raise ImageError(file, f"is cut off or damaged ({reason}); get the file again") from error
+        raise ImageError(file, "is cut off or damaged: its voxels cannot be read; get the file again") from error
     return np.asarray(_Held(image)).reshape(header.size[::-1])
 
 

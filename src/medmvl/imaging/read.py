@@ -130,7 +130,7 @@ def _read(address: Address, wanted: type | None) -> Picture | Volume:
     if as_volume and wanted is Picture:
         raise ImageError(file, f"holds a volume where a picture is wanted; name {_PICTURE_SUFFIXES}, or use it as one")
     if not as_volume and wanted is Volume:
-        raise ImageError(file, f"holds a picture where a volume is wanted; name {_VOLUME_SUFFIXES}")
+        raise ImageError(file, f"is no volume, and one is wanted; name {_VOLUME_SUFFIXES}")
     if kind == _FOLDER:
         return cast(Volume, _dicom_volume(address, kind))
     if as_volume:

@@ -1,17 +1,20 @@
 """`medmvl check`: a recipe run dry."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medmvl.cli.screen import console, new_app
+from medmvl.core.schema import SampleError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from medmvl.core.schema import Sample
+    from medmvl.data.store import SampleStore
     from medmvl.model.build import Built
     from medmvl.processing.template import Template
     from medmvl.train.mix import Looked, Portion
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 app = new_app()
 _GIB = 2**30
+_LOOKED_AT = 500  # media of a store whose kind is looked at, to count its volumes
 
 
 @app.command()
@@ -177,8 +181,6 @@ def _print_prepared(screen: "Console", recipe: "Recipe", built: "Built", sources
     """Print what the cache of prepared volumes will take, for a model that takes volumes."""
     import shutil
 
-    import numpy as np
-
     from medmvl.cli.screen import bytes_text
     from medmvl.imaging.cache import entry_bytes
 
@@ -188,8 +190,7 @@ def _print_prepared(screen: "Console", recipe: "Recipe", built: "Built", sources
     if recipe.run.prepared is None:
         screen.print("prepared volumes: not kept (run.prepared is null), each use reads the file", soft_wrap=True)
         return
-    shown = {one.store.path: one.store for one in sources if one.store is not None and one.data.media == "keep"}
-    count = sum(np.count_nonzero(np.unique(store.media_keys)) for store in shown.values())
+    count = _count_volumes([one.store for one in sources if one.store is not None and one.data.media == "keep"])
     folder = Path(recipe.run.prepared).absolute()
     free = shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
     many = f"about {count:,} of them, {bytes_text(count * size)}" if count else "how many, the missing data decides"
@@ -197,6 +198,28 @@ def _print_prepared(screen: "Console", recipe: "Recipe", built: "Built", sources
         f"prepared volumes: {bytes_text(size)} each, {many}, in {recipe.run.prepared} ({bytes_text(free)} free there)",
         soft_wrap=True,
     )
+
+
+def _count_volumes(stores: "Sequence[SampleStore]") -> int:
+    """Estimate the distinct volumes that stores show; several tasks of one store show the same ones."""
+    import numpy as np
+
+    from medmvl.core.schema import Volume
+
+    rows: dict[Path, dict[int, tuple[SampleStore, int]]] = {}
+    for store in stores:
+        keys, first = np.unique(store.media_keys, return_index=True)
+        there = rows.setdefault(store.path, {})
+        there.update({int(key): (store, int(row)) for key, row in zip(keys, first, strict=True) if key})
+    count = 0.0
+    for by_key in rows.values():
+        looked = list(by_key.values())[:: max(1, len(by_key) // _LOOKED_AT)]
+        volumes: set[str] = set()
+        for store, row in looked:
+            with suppress(SampleError):
+                volumes.update(part.path for part in store[row].media if isinstance(part, Volume))
+        count += len(volumes) * len(by_key) / max(1, len(looked))
+    return round(count)
 
 
 def _about(part: str, recipe: "Recipe", built: "Built") -> str:
