@@ -170,6 +170,62 @@ def parquet_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iter
         raise TableError(f"{path}: cannot be read: {error}") from error
 
 
+def arrow_rows(path: str | Path) -> Iterator[Row | BadRow]:
+    """Yield the rows of an Arrow stream or file, mapped into memory, a few at a time; see `parquet_rows`.
+
+    Raises:
+        TableError: no such file, or no or damaged Arrow.
+    """
+    import pyarrow as pa
+
+    path = Path(path)
+    number = 0
+    try:
+        with pa.memory_map(str(path)) as source:
+            for batch in _record_batches(source):
+                for start in range(0, len(batch), _BATCH):
+                    yield from _batch(path.name, batch.slice(start, _BATCH), number + start)
+                number += len(batch)
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f"{path}: cannot be read: {error}") from error
+
+
+def hub_features(path: str | Path) -> dict[str, Any]:
+    """Return the types of columns that `datasets` wrote into a Parquet or Arrow file, {} where it did not.
+
+    Raises:
+        TableError: the file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if Path(path).suffix == ".parquet":
+            schema = pq.read_schema(path, memory_map=True)
+        else:
+            with pa.memory_map(str(path)) as source:
+                schema = _open_arrow(source).schema
+        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise TableError(f"{path}: cannot be read: {error}") from error
+    return dict(info.get("info", {}).get("features") or {})
+
+
+def _record_batches(source: Any) -> Iterator[Any]:
+    reader = _open_arrow(source)
+    if hasattr(reader, "num_record_batches"):
+        return map(reader.get_batch, range(reader.num_record_batches))
+    return iter(reader)
+
+
+def _open_arrow(source: Any) -> Any:
+    import pyarrow as pa
+
+    start = source.read(6)
+    source.seek(0)
+    return pa.ipc.open_file(source) if start == b"ARROW1" else pa.ipc.open_stream(source)
+
+
 def _batch(name: str, batch: Any, first: int) -> Iterator[Row | BadRow]:
     try:
         rows = batch.to_pylist()

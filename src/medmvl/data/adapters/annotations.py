@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -65,14 +65,14 @@ images/...   anywhere beside them
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
         folder = media_root(self, self.options.media_root)
-        for file, usual in self._files():
+        for file, usual in files_by_split(self, _SUFFIXES, self.options.split):
             # Only rows themselves can place others into this split; most files name none, and are read once.
             if split == usual or mentions(file, '"split"'):
                 rows = (row for row in json_rows(file) if _belongs(row, split, usual))
                 yield from self.each(rows, lambda row: (self._sample(row.data, split, folder),))
 
     def _sample(self, row: Mapping[str, Any], split: str, folder: str) -> Sample:
-        if row.get("split") and _split(row["split"]) is None:
+        if row.get("split") and split_of(row["split"]) is None:
             named = str(row["split"])
             raise ValueError(f"split {named!r} is unknown; {choices_text(named, SPLIT_NAMES, 'splits')}")
         task = str(row.get("task") or "chat")
@@ -82,20 +82,6 @@ images/...   anywhere beside them
                 {**row, "split": split, "task": task, "source": row.get("source") or self.name}, folder
             )
         return conversation(row, folder, split=split, task=task, data_source=row.get("data_source") or self.name)
-
-    def _files(self) -> list[tuple[Path, str]]:
-        """Return the annotation files, each with the split of rows that name none."""
-        if self.file is not None:
-            return [(self.file, self.options.split or _split_of(self.file) or "train")]
-        names = [f"{name}{suffix}" for name in SPLIT_NAMES for suffix in _SUFFIXES]
-        files = [self.find(path.name) for path in sorted(self.root.iterdir()) if path.name.lower() in names]
-        if not files:
-            self.find("train.json", "train.jsonl", "val.json", "val.jsonl", "test.json", "test.jsonl")
-        splits = [_split_of(path) for path in files]
-        twice = [path.name for path in files if splits.count(_split_of(path)) > 1]
-        if twice:
-            raise LayoutError(f"{self.root}: {', '.join(twice)} are of one split; keep one, or convert file by file")
-        return [(path, self.options.split or str(split)) for path, split in zip(files, splits, strict=True)]
 
 
 def conversation(row: Mapping[str, Any], folder: str, **known: Any) -> Sample:
@@ -115,18 +101,42 @@ def conversation(row: Mapping[str, Any], folder: str, **known: Any) -> Sample:
     return Sample.from_dict(data, folder)
 
 
+def files_by_split(adapter: Adapter, suffixes: Sequence[str], split: str) -> list[tuple[Path, str]]:
+    """Return the adapter's file, or those of its folder named after splits, each with the split of its rows.
+
+    Args:
+        adapter: with its root.
+        suffixes: that the files can have.
+        split: of all rows, whatever the files are called; "" leaves it to these.
+
+    Raises:
+        LayoutError: the folder holds none, or two of one split.
+    """
+    if adapter.file is not None:
+        return [(adapter.file, split or _split_of_file(adapter.file) or "train")]
+    names = [f"{name}{suffix}" for name in SPLIT_NAMES for suffix in suffixes]
+    files = [adapter.find(path.name) for path in sorted(adapter.root.iterdir()) if path.name.lower() in names]
+    if not files:
+        adapter.find(*(f"{name}{suffix}" for name in adapter.splits for suffix in suffixes[:2]))
+    splits = [_split_of_file(path) for path in files]
+    twice = [path.name for path in files if splits.count(_split_of_file(path)) > 1]
+    if twice:
+        raise LayoutError(f"{adapter.root}: {', '.join(twice)} are of one split; keep one, or convert file by file")
+    return [(path, split or str(named)) for path, named in zip(files, splits, strict=True)]
+
+
 def _belongs(row: Row | BadRow, split: str, usual: str) -> bool:
     """Whether a row is for this split; what names no known one goes, to be refused, with those that name none."""
     named = row.data.get("split") if isinstance(row, Row) else None
-    return ((_split(named) if named else None) or usual) == split
+    return ((split_of(named) if named else None) or usual) == split
 
 
-def _split(name: object) -> str | None:
+def split_of(name: object) -> str | None:
     return SPLIT_NAMES.get(str(name).strip().lower())
 
 
-def _split_of(path: Path) -> str | None:
-    return _split(path.name.partition(".")[0])
+def _split_of_file(path: Path) -> str | None:
+    return split_of(path.name.partition(".")[0])
 
 
 def media_root(adapter: Adapter, folder: str) -> str:
