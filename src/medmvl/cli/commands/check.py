@@ -43,6 +43,7 @@ def check(
     medmvl check medm_vl_2d --devices 2
     medmvl check my_recipe.yaml stages.align.global_batch=64
     """
+    from medmvl.train.assemble import LEFT_RANDOM
     from medmvl.train.recipe import Recipe
     from medmvl.train.sources import status
 
@@ -51,11 +52,14 @@ def check(
     found = [[status(data, settings.run.data_roots) for data in stage.data] for stage in settings.stages]
     _print_data(screen, settings, found)
     held_out = [status(d, settings.run.data_roots) for s in settings.stages if s.validation for d in s.validation.data]
-    start, first = _start(settings)
-    built, template = _build(settings, start)
+    start, first = start_of(settings)
+    built, template = shapes_of(settings, start)
     _print_model(screen, settings, built)
+    carried: Sequence[str] = ()
     if settings.init_from is not None and settings.model is not None:
-        _print_start(screen, settings, built, start, first)
+        carried = _print_start(screen, settings, built, start, first)
+    for part in settings.left_random(carried):
+        screen.print(f"[yellow]warning: {LEFT_RANDOM % part}", soft_wrap=True)
     every = [*(one for sources in found for one in sources), *held_out]
     _print_prepared(screen, settings, built, every)
     fatal = [f"{one.data.source} ({one.data.split}): {one.note}" for one in every if one.fatal]
@@ -108,7 +112,7 @@ def _taken(stage: "Stage", sources: Sequence["Status"]) -> list[str]:
     return [f"{data.weight:g} x all" for data in stage.data]
 
 
-def _start(recipe: "Recipe") -> tuple[Path | None, str]:
+def start_of(recipe: "Recipe") -> tuple[Path | None, str]:
     """Return the bundle that `init_from` names; else the shipped recipe by that name or output, which was not run yet.
 
     Raises:
@@ -129,7 +133,7 @@ def _start(recipe: "Recipe") -> tuple[Path | None, str]:
         raise
 
 
-def _build(recipe: "Recipe", start: Path | None) -> "tuple[Built, Template | str | None]":
+def shapes_of(recipe: "Recipe", start: Path | None) -> "tuple[Built, Template | str | None]":
     """Return the model's shapes, and the chat template that its stages use unless they name one."""
     from medmvl.bundle import PROCESSOR, read_config
     from medmvl.model.build import build
@@ -148,8 +152,8 @@ def _build(recipe: "Recipe", start: Path | None) -> "tuple[Built, Template | str
     return built, processor.template if processor else built.config.template
 
 
-def _print_start(screen: "Console", recipe: "Recipe", built: "Built", start: Path | None, first: str) -> None:
-    """Print what the model takes over from `init_from`: the bundle, or the shapes that its recipe will give."""
+def _print_start(screen: "Console", recipe: "Recipe", built: "Built", start: Path | None, first: str) -> list[str]:
+    """Print what the model takes over from `init_from` (the bundle, or the shapes its recipe will give); return where."""
     from medmvl.bundle import packages, read_config
     from medmvl.model.build import build
     from medmvl.train.inherit import inherit
@@ -159,9 +163,11 @@ def _print_start(screen: "Console", recipe: "Recipe", built: "Built", start: Pat
         source = read_config(start, allow_code=list(packages(recipe.model)) if recipe.model else [])
     else:
         source = Recipe.load(first).model
-    if source is not None:
-        taken = inherit(built.model, build(source, device="meta").model, str(recipe.init_from))
-        screen.print(f"init_from {recipe.init_from}: {taken}", markup=False, soft_wrap=True)
+    if source is None:
+        return []
+    taken = inherit(built.model, build(source, device="meta").model, str(recipe.init_from))
+    screen.print(f"init_from {recipe.init_from}: {taken}", markup=False, soft_wrap=True)
+    return taken.filled
 
 
 def _print_model(screen: "Console", recipe: "Recipe", built: "Built") -> None:
@@ -251,7 +257,7 @@ def _print_stage(
     from medmvl.train.mix import Looked, look
 
     table = tune.apply(built.model, stage.tune)
-    count = _counter(recipe, stage, built, template)
+    count = counter(recipe, stage, built, template)
     parts = _portions(recipe, stage, sources)
     looks = [look(part.data, part.store, count) for part in parts]
     looked = sum(looks, Looked())
@@ -289,10 +295,17 @@ def _tokens(recipe: "Recipe", stage: "Stage", looked: "Looked", built: "Built") 
     return f"{head}; a sample has {seen} (limit {recipe.run.max_tokens})"
 
 
-def _counter(
-    recipe: "Recipe", stage: "Stage", built: "Built", template: "Template | str | None"
+def counter(
+    recipe: "Recipe",
+    stage: "Stage",
+    built: "Built",
+    template: "Template | str | None",
+    max_tokens: int | None = None,
 ) -> Callable[["Sample", "Data"], int]:
-    """Return what counts a sample's tokens, media included; 0 where there is no tokenizer or no chat."""
+    """Return what counts a sample's tokens, media included; 0 where there is no tokenizer or no chat.
+
+    Samples longer than `max_tokens` are refused by it; None is the limit of the recipe.
+    """
     if built.tokenizer is None or stage.objective != "chat":
         return lambda sample, data: 0
     from functools import partial
@@ -304,9 +317,8 @@ def _counter(
         name: TowerInput(tower.placeholder, name, tower.num_tokens, tower.encoder.spec)
         for name, tower in built.model.towers.items()
     }
-    return partial(
-        count_tokens, Processor(built.tokenizer, stage.template or template, towers, max_tokens=recipe.run.max_tokens)
-    )
+    limit = recipe.run.max_tokens if max_tokens is None else max_tokens
+    return partial(count_tokens, Processor(built.tokenizer, stage.template or template, towers, max_tokens=limit))
 
 
 def _portions(recipe: "Recipe", stage: "Stage", sources: Sequence["Status"]) -> "list[Portion]":

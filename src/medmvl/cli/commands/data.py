@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from medmvl.cli.commands.data_audit import audit
 from medmvl.cli.commands.data_deid import deid
 from medmvl.cli.screen import new_app
 from medmvl.core.schema import SampleError
@@ -23,6 +24,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 app = new_app()
 build = new_app()
 app.add_typer(build, name="build", help="Build a benchmark: medmvl data build brain_atlas data/brain_atlas")
+app.command()(audit)
 app.command()(deid)
 
 

@@ -1,0 +1,157 @@
+"""`medmvl data audit`: what is wrong with data, before anything learns from it."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from medmvl.core.schema import Sample
+    from medmvl.data.audit.checks import Use
+    from medmvl.data.audit.run import Audit
+    from medmvl.train.mix import Count
+    from medmvl.train.recipe import Data, Recipe, Stage
+
+
+def audit(
+    stores: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STORE]...", help="Stores, all of their splits, by folder or by name; default: the recipe's."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Count tokens and look for mirrored sides as this recipe would.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for audit.json and audit.html.")] = Path("audit"),
+    block: Annotated[
+        list[str] | None,
+        typer.Option(help="Findings that end the command with an error: kinds (corrupt), groups (leak), error, all."),
+    ] = None,
+    root: Annotated[list[Path] | None, typer.Option(help="Further folder that media may lie in.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, each with one file in memory; default: one per core.")
+    ] = None,
+) -> None:
+    """Look for leaks between splits, broken files, repeated samples, identifiers, odd balance, too long samples.
+
+    Every picture and volume is read once. Several stores are also compared with each other. The exit code is 1 when a
+    finding is of a kind that --block names; by default nothing blocks.
+
+    \b
+    medmvl data audit data/slake
+    medmvl data audit data/slake data/vqa_rad --block leak,corrupt --out runs/audit
+    medmvl data audit --recipe my_recipe.yaml --block error
+    """
+    from medmvl.cli.screen import progress
+    from medmvl.data.audit.findings import blocking
+    from medmvl.data.audit.report import write_audit
+    from medmvl.data.audit.run import audit as run
+    from medmvl.data.store import find_source
+
+    if not stores and recipe is None:
+        raise ValueError("name stores to look at, or a recipe: medmvl data audit STORE... or --recipe RECIPE")
+    marked = blocking(block or [])
+    settings, uses, skipped = _recipe(recipe)
+    roots = [*(root or []), *(map(Path, settings.run.data_roots) if settings else [])]
+    folders = [find_source(name, [*roots, "data"]).folder for name in stores or []]
+    folders = folders or list(dict.fromkeys(use.folder for use in uses))
+    out.mkdir(parents=True, exist_ok=True)
+    result = run(
+        folders, roots=roots, uses=uses, skipped=skipped, blocking=marked, workers=workers, scratch=out,
+        progress=progress,
+    )  # fmt: skip
+    written = write_audit(result, out)
+    _print(result)
+    typer.echo(f"written: {', '.join(map(str, written))}")
+    if result.blocks:
+        kinds = ", ".join(finding.kind for finding in result.findings if finding.blocking)
+        print(f"medmvl data audit: blocked by {kinds}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _recipe(name: str | None) -> "tuple[Recipe | None, list[Use], list[str]]":
+    """Return a recipe, what it does with data that is here, and what cannot be told of it."""
+    from medmvl.cli.commands.check import shapes_of, start_of
+    from medmvl.train.recipe import Recipe
+    from medmvl.train.sources import status
+
+    if name is None:
+        return None, [], []
+    settings = Recipe.load(name)
+    built, template = shapes_of(settings, start_of(settings)[0])
+    skipped = ["lengths in tokens: the tokenizer is not on this machine"] if built.tokenizer is None else []
+    uses: list[Use] = []
+    for stage in settings.stages:
+        count = _count(settings, stage, built, template)
+        for data, training in _sources(stage):
+            found = status(data, settings.run.data_roots)
+            if found.store is None:
+                skipped.append(f"{data.source} ({data.split}): {found.note}")
+            else:
+                uses.append(_use(settings, stage, data, training, found.store.folder, found.store.split, count))
+    if not uses:
+        raise ValueError("\n  ".join([f"{name}: none of its data is here", *skipped]))
+    return settings, uses, list(dict.fromkeys(skipped))
+
+
+def _sources(stage: "Stage") -> "Iterator[tuple[Data, bool]]":
+    """Yield the sources of a stage, and whether it learns from them."""
+    yield from ((data, True) for data in stage.data)
+    if stage.validation is not None:
+        yield from ((data, False) for data in stage.validation.data)
+
+
+def _count(settings: "Recipe", stage: "Stage", built: object, template: object) -> "Count | None":
+    """Return what counts tokens without a limit, None where nothing can be counted."""
+    from medmvl.cli.commands.check import counter
+
+    if stage.objective != "chat" or built.tokenizer is None:  # type: ignore[attr-defined]
+        return None
+    return counter(settings, stage, built, template, max_tokens=sys.maxsize)  # type: ignore[arg-type]
+
+
+def _use(
+    settings: "Recipe", stage: "Stage", data: "Data", training: bool, folder: Path, split: str, count: "Count | None"
+) -> "Use":
+    from medmvl.data.audit.checks import Use
+    from medmvl.data.store import find_source
+
+    def tokens(sample: "Sample") -> int:
+        return 0 if count is None else count(sample, data)
+
+    tasks = data.tasks if data.tasks is not None else find_source(data.source, settings.run.data_roots).tasks
+    mirrors = training and data.media == "keep" and stage.augmentation is not None and stage.augmentation.mirror
+    return Use(
+        folder, split, None if tasks is None else tuple(tasks), stage.name, mirrors, settings.run.max_tokens,
+        None if count is None else tokens,
+    )  # fmt: skip
+
+
+def _print(result: "Audit") -> None:
+    from rich.table import Table
+
+    from medmvl.cli.screen import console
+    from medmvl.data.audit.findings import KINDS
+
+    screen = console()
+    for why in result.skipped:
+        screen.print(f"not looked at: {why}", markup=False, soft_wrap=True)
+    total = sum(split["samples"] for split in result.splits)
+    names = ", ".join(f"{split['store']}/{split['split']}" for split in result.splits)
+    screen.print(f"{total:,} samples: {names}", markup=False, soft_wrap=True)
+    if not result.findings:
+        screen.print("nothing was found")
+        return
+    table = Table("severity", "kind", "what", box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("count", justify="right")
+    for finding in result.findings:
+        mark = " (blocks)" if finding.blocking else ""
+        table.add_row(
+            KINDS[finding.kind].severity + mark, finding.kind, KINDS[finding.kind].title, f"{finding.count:,}"
+        )
+    screen.print(table)
+    if not result.settings["blocking"]:
+        screen.print("nothing blocks; --block error, or kinds such as --block leak,corrupt, makes the exit code 1")

@@ -1,0 +1,110 @@
+"""What in a free text could tell who a patient is, found by pattern; and the text with it masked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_MONTH = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?|"
+    r"Nov(?:ember)?|Dec(?:ember)?)\.?"
+)
+_YEAR, _DAY, _NUMBER = r"(?:19|20)\d\d", r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])"
+_NAME = r"(?:[A-Z]\.\s*)*[A-Z][\w'’-]*[a-z][\w'’-]*(?:\s+(?:[A-Z]\.\s*)*[A-Z][\w'’-]*[a-z][\w'’-]*){0,2}"
+_FULL_NAME = r"[A-Z][a-z][\w'’-]*,?\s+(?:[A-Z]\.\s*)?[A-Z][a-z][\w'’-]*"
+
+# Case counts: "MR" is a modality and "MS" a disease, "Mr" and "Ms" are persons; "MAY" and "may" are no month.
+PATTERNS: dict[str, tuple[str, ...]] = {
+    "e-mail": (r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+",),
+    "date": (
+        rf"(?<![\d.\-/]){_YEAR}([-/.]){_NUMBER}\1{_DAY}(?![\d/]|[-.]\d)",
+        rf"(?<![\d.\-/])(?:{_NUMBER}([-/.]){_DAY}|{_DAY}([-/.]){_NUMBER})(?:\1|\2){_YEAR}(?![\d/]|[-.]\d)",
+        rf"(?<![\d.\-/])(?:{_NUMBER}/{_DAY}|{_DAY}/{_NUMBER})/\d\d(?![\d/]|[-.]\d)",
+        rf"(?<![\w]){_MONTH}\s+{_DAY}(?:st|nd|rd|th)?,?\s+{_YEAR}(?!\d)",
+        rf"(?<![\d.\-/]){_DAY}(?:st|nd|rd|th)?(?:\s+of)?[\s-]+{_MONTH},?[\s-]+{_YEAR}(?!\d)",
+        rf"(?<![\w]){_MONTH},?\s+{_YEAR}(?!\d)",
+        r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)",
+        rf"{_YEAR}\s*年\s*{_NUMBER}\s*月(?:\s*{_DAY}\s*日)?",
+    ),
+    "phone number": (
+        r"(?<![\d.])\(\d{3}\)\s?\d{3}[-. ]\d{4}(?!\d)",
+        r"(?<![\d.-])\d{3}([-.])\d{3}\1\d{4}(?![\d-])",
+        r"(?<![\w+])\+\d{1,3}(?:[ -]?\(?\d{1,4}\)?){2,5}(?!\d)",
+    ),
+    "number": (
+        r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])",
+        r"(?i:\b(?:MRN|SSN|medical record(?: number| no\.?)?|accession(?: number| no\.?)?|(?:patient|hospital|case)"
+        r"(?: id| number| no\.))\b)\s*(?:is\b)?\s*[:#]?\s*[A-Z]{0,3}-?\d{4,}",
+        r"(?<![\w.,/+-])[A-Z]{0,3}\d{7,}(?![\w/%]|[.,]\d)",
+        r"(?:病历号|住院号|身份证号?|检查号|患者编号)\s*[:：]?\s*\w{4,}",
+    ),
+    "name": (
+        rf"\b(?:Dr|Drs|Mr|Mrs|Ms|Prof|Doctor|Professor|Nurse)\b\.?\s+{_NAME}",
+        rf"(?i:\b(?:patient(?:'s)?\s+name|name of (?:the )?patient|name))\s*[:=]\s*{_FULL_NAME}",
+        rf"(?i:\b(?:dictated|signed|reviewed|interpreted|approved|transcribed|referred|reported|read)\s+by)\s*:?\s*"
+        rf"{_FULL_NAME}",
+        r"\b[A-Z][A-Za-z'-]+\^[A-Z][A-Za-z'-]+",
+        r"(?:姓名|患者姓名)\s*[:：]\s*[一-鿿]{2,4}",
+    ),
+    "age above 89": (
+        r"(?<![\d.-])(?:9\d|1[01]\d)(?:[ -]?(?:years?|yrs?)[ -]?old|\s?-?y/?o\b|\s?岁)",
+        r"(?i:\b(?:aged|age)\s*(?:is\b|of\b)?[:=]?\s*)(?:9\d|1[01]\d)(?![\d.%/-])",
+    ),
+}
+"""Kind of identifier -> patterns of it: what the Safe Harbor rule names and a pattern can find."""
+
+_COMPILED = [(kind, re.compile(pattern)) for kind, patterns in PATTERNS.items() for pattern in patterns]
+# Most texts hold none of these, and are done with one search.
+_TRIGGER = re.compile(
+    r"@|\d{4}|\d/\d|\^[A-Z]|\b(?:Drs?|Mrs?|Ms|Prof|Doctor|Professor|Nurse)\b|(?i:name|\bby\b)|姓名|\b(?:9\d|1[01]\d)|[号证]|\+\d"
+)
+
+
+@dataclass(frozen=True)
+class Identifier:
+    """Where something that could tell who a patient is stands in a text.
+
+    Attributes:
+        kind: a key of `PATTERNS`.
+        start, end: of it.
+        masked: what may be shown: first letters of words, "#" for digits.
+    """
+
+    kind: str
+    start: int
+    end: int
+    masked: str
+
+
+def identifiers(text: str) -> list[Identifier]:
+    """Return what in a text could identify a patient, in reading order, none inside another.
+
+    Placeholders such as MIMIC's "___" are none, nor are "T1", "L4-L5", "12/15 mm", "Grade 2/3" or "BI-RADS 4".
+    """
+    if not _TRIGGER.search(text):
+        return []
+    kept: list[Identifier] = []
+    for one in sorted(_matches(text), key=lambda found: (found.start, -found.end)):
+        if not kept or one.start >= kept[-1].end:
+            kept.append(one)
+    return kept
+
+
+def masked(text: str) -> str:
+    """Return the text with its identifiers masked."""
+    for one in reversed(identifiers(text)):
+        text = text[: one.start] + one.masked + text[one.end :]
+    return text
+
+
+def _matches(text: str) -> Iterator[Identifier]:
+    for kind, pattern in _COMPILED:
+        for found in pattern.finditer(text):
+            yield Identifier(kind, found.start(), found.end(), _mask(found.group()))
+
+
+def _mask(text: str) -> str:
+    """Return "J*** S***" for a name, "#/##/####" for a date; what leads to it ("MRN: ") is masked with it."""
+    hidden = re.sub(r"\d", "#", text)
+    return re.sub(r"[^\W\d_]+", lambda word: word.group()[0] + "*" * min(3, len(word.group()) - 1), hidden)

@@ -1,0 +1,245 @@
+"""An audit of one or several stores: every sample and every medium once, then the checks that compare them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmvl.data.audit import checks, media, samples
+from medmvl.data.audit.duplicates import ALIKE, ALIKE_TINY, DISTANCE, TINY
+from medmvl.data.audit.findings import Example, Finding, Ledger
+from medmvl.data.audit.samples import Facts, Origin
+from medmvl.data.lines import decode
+from medmvl.data.store import SampleStore, StoreError, read_manifest, split_names
+
+FORMAT = 1
+"""Version of audit.json: a field may be added within it, none changes its meaning."""
+
+_MOST_SHOWN = 40  # names that statistics list of each aspect
+_BARS = 24
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    Attributes:
+        findings: one per kind, the most severe first; empty for a clean set.
+        splits: statistics of each split.
+        lengths: histograms: of tokens by stage where a recipe was given, of words otherwise.
+        skipped: what could not be looked at, and why.
+        settings: thresholds, and what was asked for.
+    """
+
+    findings: tuple[Finding, ...]
+    splits: tuple[dict[str, Any], ...]
+    lengths: tuple[dict[str, Any], ...]
+    skipped: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @property
+    def blocks(self) -> bool:
+        """Whether a finding is of a kind that the user marked."""
+        return any(finding.blocking for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return audit.json."""
+        return {
+            "format": FORMAT,
+            "blocks": self.blocks,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "splits": list(self.splits),
+            "lengths": list(self.lengths),
+            "skipped": list(self.skipped),
+            "settings": self.settings,
+        }
+
+
+@contextmanager
+def _silent(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda count: None
+
+
+def audit(
+    stores: Sequence[str | Path],
+    *,
+    roots: Sequence[str | Path] = (),
+    uses: Sequence[checks.Use] = (),
+    skipped: Sequence[str] = (),
+    blocking: frozenset[str] = frozenset(),
+    examples: int = 12,
+    workers: int | None = None,
+    scratch: str | Path | None = None,
+    progress: Progress = _silent,
+) -> Audit:
+    """Look at all splits of some stores, and at what they share.
+
+    Takes about 100 bytes of memory a sample and 60 a medium, and a kilobyte of disk a medium while it runs; every
+    process holds one medium.
+
+    Args:
+        stores: folders, or JSONL files.
+        roots: further folders that media may lie in.
+        uses: what a recipe does with them.
+        skipped: what the caller could not look at, for the report.
+        blocking: kinds of findings that the user marked.
+        examples: kept of each kind of finding.
+        workers: processes; default: one per usable core.
+        scratch: folder for temporary files; default: the system's.
+        progress: as `cli.screen.progress`: yields a function that is told how much is done.
+
+    Raises:
+        StoreError: a store is not there, or holds nothing that can be read.
+    """
+    ledger = Ledger(examples, blocking)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, tempfile.TemporaryFile(dir=scratch) as small:
+        origins = _open(ledger, stores, roots, Path(folder))
+        with progress("samples", sum(len(origin.store) for origin in origins)) as advance:
+            facts = samples.look(origins, examples, workers, advance)
+        usage = media.Usage.of(facts)
+        with progress("media", len(usage)) as advance:
+            seen = media.look(origins, usage, small, examples, workers, advance)
+        checks.check_splits(ledger, origins)
+        checks.check_rows(ledger, origins, facts)
+        checks.check_media(ledger, origins, seen)
+        checks.check_leaks(ledger, origins, facts, seen)
+        checks.check_repeats(ledger, origins, facts)
+        checks.check_balance(ledger, origins, facts)
+        countable = [use for use in uses if use.count is not None]
+        with progress("tokens", sum(len(use.rows(origin)) for use in countable for origin in origins)) as advance:
+            lengths = checks.check_uses(ledger, origins, facts, uses, advance)
+        splits = tuple(_statistics(*pair, number, seen) for number, pair in enumerate(zip(origins, facts, strict=True)))
+    return Audit(tuple(ledger.findings()), splits, _histograms(lengths, facts), tuple(skipped), _settings(blocking))
+
+
+def _open(ledger: Ledger, stores: Sequence[str | Path], roots: Sequence[str | Path], scratch: Path) -> list[Origin]:
+    """Open every split of every store once; one that cannot be opened is a finding."""
+    origins: dict[tuple[Path, str], Origin] = {}
+    names: Counter[str] = Counter()
+    for path in dict.fromkeys(Path(store).absolute() for store in stores):
+        folder = path.parent if path.is_file() else path
+        found = [path.stem] if path.is_file() else split_names(path)
+        if not found:
+            raise StoreError(f"{path}: no store is there; name a folder with train.jsonl, or a JSONL file")
+        manifest = read_manifest(folder)
+        name = str(manifest.get("name") or folder.name)
+        names[name] += not any(known == folder for known, _ in origins)
+        name = name if names[name] == 1 else f"{name} ({folder})"
+        for split in found:
+            store = _opened(ledger, path, split, name, roots, scratch / str(len(origins)))
+            if store is not None:
+                recorded = manifest.get("splits", {}).get(split, {})
+                origins.setdefault((folder, split), Origin(store, folder, name, split, recorded))
+    if not origins:
+        raise StoreError(f"nothing of {', '.join(map(str, stores))} can be read: {ledger.findings()[0].message}")
+    return list(origins.values())
+
+
+def _opened(
+    ledger: Ledger, path: Path, split: str, name: str, roots: Sequence[str | Path], scratch: Path
+) -> SampleStore | None:
+    """Open a split, without the lines that are broken; None where nothing of it can be read."""
+    try:
+        return SampleStore(path, split, roots=list(roots))
+    except StoreError as error:
+        file = path if path.is_file() else path / f"{split}.jsonl"
+        ledger.add("broken_split", 1, f"{name}/{split}: {error}", [Example(name, split, detail=str(error))])
+        if not file.is_file():
+            return None
+    scratch.mkdir()
+    with file.open("rb") as given, (scratch / file.name).open("wb") as mended:
+        for number, line in enumerate(given, start=1):
+            try:
+                decode(line, str(number))
+            except StoreError:
+                line = b"\n"  # the others keep their numbers
+            mended.write(line)
+    try:
+        return SampleStore(scratch / file.name, roots=[file.parent, *roots])
+    except StoreError:
+        return None
+
+
+def _statistics(origin: Origin, facts: Facts, number: int, seen: media.Media) -> dict[str, Any]:
+    """Return what is known of one split, for people and programs."""
+    own = np.unique(seen.usage.of_origin(number)["media"].astype(np.int64))
+    aspects: dict[str, Counter[str]] = defaultdict(Counter)
+    for (aspect, name), count in facts.counts.items():
+        aspects[aspect][name] = count
+    return {
+        "store": origin.name,
+        "split": origin.split,
+        "folder": str(origin.folder),
+        "sha256": origin.store.hash,
+        "samples": len(origin.store),
+        "patients": len(np.setdiff1d(facts.patient, [0])),
+        "media": len(own),
+        "by": {aspect: _top(counts) for aspect, counts in sorted(aspects.items())},
+        "answers": {task: _top(counts) for task, counts in sorted(checks.class_counts(facts).items())},
+        "words": _summary(facts.words),
+        "sizes": _sizes(seen, own),
+    }
+
+
+def _top(counts: Counter[str]) -> dict[str, int]:
+    return dict(counts.most_common(_MOST_SHOWN))
+
+
+def _sizes(seen: media.Media, own: np.ndarray) -> dict[str, Any]:
+    """Return smallest, median and largest of every dimension that pictures and volumes have."""
+    told: dict[str, Any] = {}
+    good = own[seen.state[own] == media.GOOD]
+    volume = seen.size[good, 0] > 0
+    for kind, some, axes in (("image", good[~volume], "hw"), ("volume", good[volume], "dhw")):
+        if not len(some):
+            continue
+        told[kind] = {"count": len(some)}
+        for place, axis in enumerate("dhw"):
+            if axis in axes:
+                told[kind][{"d": "depth", "h": "height", "w": "width"}[axis]] = _summary(seen.size[some, place])
+                spacing = seen.spacing[some, place]
+                if np.isfinite(spacing).any():
+                    name = {"d": "slice", "h": "row", "w": "column"}[axis]
+                    told[kind][f"{name}_spacing_mm"] = _summary(spacing[np.isfinite(spacing)])
+    return told
+
+
+def _summary(values: np.ndarray) -> dict[str, float]:
+    if not len(values):
+        return {}
+    low, middle, high = np.percentile(values, (0, 50, 100)).tolist()
+    return {"smallest": round(low, 4), "median": round(middle, 4), "largest": round(high, 4)}
+
+
+def _histograms(lengths: dict[tuple[str, int], np.ndarray], facts: Sequence[Facts]) -> tuple[dict[str, Any], ...]:
+    if not lengths:
+        return (_histogram("words of a sample", np.concatenate([known.words for known in facts]), None),)
+    return tuple(_histogram(f"tokens, stage {stage}", values, limit) for (stage, limit), values in lengths.items())
+
+
+def _histogram(title: str, values: np.ndarray, limit: int | None) -> dict[str, Any]:
+    """Count values in bars of equal width that end beyond the limit; the last one takes the longest percent in."""
+    if not len(values):
+        return {"title": title, "limit": limit, "edges": [], "counts": [], "longest": 0}
+    longest = int(values.max())
+    end = max(int(np.percentile(values, 99)), *([limit] if limit else [1]))
+    edges = np.unique(np.linspace(0, end * 1.05 + 1, _BARS + 1).astype(int))
+    counts = np.histogram(np.minimum(values, edges[-1]), edges)[0]
+    return {"title": title, "limit": limit, "edges": edges.tolist(), "counts": counts.tolist(), "longest": longest}
+
+
+def _settings(blocking: frozenset[str]) -> dict[str, Any]:
+    return {
+        "blocking": sorted(blocking),
+        "near_duplicate": {"bits": DISTANCE, "correlation": ALIKE, "correlation_tiny": ALIKE_TINY, "tiny": TINY},
+        "majority": checks.MAJORITY,
+    }

@@ -1,0 +1,71 @@
+"""What the DICOM headers of a picture or volume say that could identify a patient; values are never returned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataset import Dataset
+
+from medmvl.imaging.address import split_address
+from medmvl.imaging.deid import identifying
+from medmvl.imaging.picture import ImageError
+
+_INDIRECT = {"DA", "TM", "DT", "UI"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What stands in the headers of a file, or of the files of a series.
+
+    Attributes:
+        direct: keywords of attributes that name or describe a person, or are private, and hold something.
+        indirect: keywords of dates, times and UIDs, which many published sets have replaced already.
+        burned_in: a file says that identifying words are in its pixels.
+    """
+
+    direct: tuple[str, ...] = ()
+    indirect: tuple[str, ...] = ()
+    burned_in: bool = False
+
+
+def identity_of(path: str | Path) -> Identity:
+    """Look at the headers of a file, or of every file in a folder; nothing is found in what is no DICOM.
+
+    Raises:
+        ImageError: a header is damaged.
+    """
+    file = split_address(path).file
+    keywords: set[str] = set()
+    burned_in = False
+    for header in _headers(file):
+        keywords.update(identifying(header))
+        burned_in = burned_in or str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES"
+    indirect = {keyword for keyword in keywords if _is_indirect(keyword)}
+    return Identity(tuple(sorted(keywords - indirect)), tuple(sorted(indirect)), burned_in)
+
+
+def _headers(file: Path) -> Iterator[Dataset]:
+    for one in sorted(file.iterdir()) if file.is_dir() else [file]:
+        if not one.is_file() or not _is_dicom(one):
+            continue
+        try:
+            yield dcmread(one, stop_before_pixels=True, force=True)
+        except Exception as error:  # pydicom raises whatever the damage leads to; its words may quote values
+            raise ImageError(one, f"its DICOM header is damaged ({type(error).__name__})") from None
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's mark, or its suffix as old files without a mark do."""
+    if path.suffix.lower() in (".dcm", ".dicom", ".dic", ".ima"):
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _is_indirect(keyword: str) -> bool:
+    tag = tag_for_keyword(keyword)
+    return tag is not None and dictionary_VR(tag) in _INDIRECT and "Birth" not in keyword
