@@ -181,3 +181,40 @@ def test_no_torch_for_a_recipe_with_typos() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "3 mistakes" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+VIT3D = {"encoder": "vit3d", "connector": "mlp"}
+CONV_SLICES = {"encoder": "slices", "encoder_options": {"encoder": "conv", "slices": 2}}
+
+
+@pytest.mark.parametrize(
+    ("towers", "tune", "carried", "expected"),
+    [
+        ({"volume": VIT3D}, {}, [], ["volume.encoder"]),
+        ({"volume": VIT3D}, {"volume.*": "full"}, [], []),
+        ({"volume": VIT3D}, {"volume.encoder": "lora"}, [], ["volume.encoder"]),
+        ({"volume": VIT3D}, {}, ["llm", "volume.encoder"], []),
+        ({"volume": VIT3D | {"encoder_options": {"weights": "x.safetensors"}}}, {}, [], []),
+        ({"volume": VIT3D | {"encoder": "GoodBaiBai88/M3D-CLIP"}}, {}, [], []),
+        ({"volume": CONV_SLICES}, {}, [], ["volume.encoder"]),
+        ({"volume": CONV_SLICES}, {}, ["volume.encoder.inner"], []),
+        (
+            {"image": {"encoder": "org/siglip"}, "volume": {"encoder": "slices", "options": {"encoder": "image"}}},
+            {},
+            [],
+            [],
+        ),
+        (
+            {"volume": {"encoder": "dual", "options": {"volume": VIT3D, "slices": {"encoder": "a/b"}, "text": "c/d"}}},
+            {},
+            [],
+            ["volume.encoder"],
+        ),
+        ({"image": {"encoder": {"architecture": {"model_type": "vit"}}}}, {}, [], ["image.encoder"]),
+    ],
+)
+def test_parts_that_would_stay_random_are_told(towers: dict, tune: dict, carried: list, expected: list) -> None:
+    stage = {"name": "s", "epochs": 1, "global_batch": 1, "data": [{"source": "a"}]}
+    rules = {"llm": {"mode": "full", "lr": 1.0}, **{name: {"mode": mode, "lr": 1.0} for name, mode in tune.items()}}
+    recipe = Recipe.load({"model": {"llm": "org/llm", "towers": towers}, "stages": [stage | {"tune": rules}]})
+    assert recipe.left_random(carried) == expected

@@ -197,6 +197,25 @@ class ModelConfig(Strict):
         """Names of this model's parts."""
         return tuple(part for part in PARTS if part == "llm" or part.partition(".")[0] in self.towers)
 
+    @property
+    def random_parts(self) -> list[str]:
+        """Parts that begin with random weights, in whole or in part; a class of the user's own counts as trained."""
+        found = ["llm"] if self.llm.architecture is not None else []
+        towers = self.towers.items()
+        return found + [f"{name}.encoder" for name, one in towers if _is_random(one.encoder, one.encoder_options)]
+
+
+def _is_random(encoder: object, options: Mapping[str, Any]) -> bool:
+    """Say whether an encoder, or one inside it, has no weights to begin with."""
+    named = encoder if isinstance(encoder, Weights) else Weights.model_validate(_from_path(encoder))
+    if named.path == "slices":
+        inner = options["encoder"]
+        return inner != "image" and _is_random(inner, options.get("encoder_options") or {})
+    if named.path == "dual":
+        branches = (options["volume"], options["slices"])
+        return any(_is_random(one["encoder"], one.get("encoder_options") or {}) for one in branches)
+    return named.architecture is not None or (named.path in ENCODERS and not options.get("weights"))
+
 
 class TuneRule(Strict):
     """How one part learns; a part without a rule is frozen."""

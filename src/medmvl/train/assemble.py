@@ -30,7 +30,7 @@ from medmvl.train.images import Picture, PicturePreparer, Shuffled, gather_pictu
 from medmvl.train.inherit import inherit
 from medmvl.train.mix import Portion, look, num_steps, portions
 from medmvl.train.objectives import BOX, Contrast, ContrastTargets, Heads, HeadTargets, Objective, find_classes
-from medmvl.train.recipe import Data, Recipe, Run, Stage
+from medmvl.train.recipe import LEFT_RANDOM, Data, Recipe, Run, Stage
 from medmvl.train.sources import status
 
 _LOG = get_logger(__name__)
@@ -87,7 +87,10 @@ def start_bundle(recipe: Recipe) -> Bundle:
                 f"init_from: the LLM of {recipe.init_from} was trained with another tokenizer than the one that "
                 f"model.llm names; set model.llm.tokenizer to {folder}/{PROCESSOR}"
             )
-        _LOG.info("init_from %s: %s", recipe.init_from, inherit(bundle.model, source.model, str(recipe.init_from)))
+        taken = inherit(bundle.model, source.model, str(recipe.init_from))
+        _LOG.info("init_from %s: %s", recipe.init_from, taken)
+    for part in recipe.left_random(taken.filled if source is not None else ()):
+        _LOG.warning(LEFT_RANDOM, part)
     return bundle
 
 

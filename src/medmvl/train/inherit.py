@@ -31,6 +31,11 @@ class Inheritance:
     new: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
+    @property
+    def filled(self) -> list[str]:
+        """Parts, or modules of parts, that took weights."""
+        return [name.rpartition(" -> ")[2] for name in self.carried]
+
     def __str__(self) -> str:
         lines = [("carried", self.carried), ("new", self.new), ("not used", self.unused)]
         return "; ".join(f"{word}: {', '.join(names)}" for word, names in lines if names)

@@ -14,6 +14,7 @@ from medmvl.imaging.augment import Augmentation
 from medmvl.model.config import PARTS, ModelConfig, TemplateName, TuneRule, matches, part_pattern, tune_pattern
 
 RECIPES = shipped.PACKAGE / "recipes"
+LEFT_RANDOM = "%s has random weights, and no stage trains it in full: give it weights, or a rule in `tune`"
 PartPattern = Annotated[str, AfterValidator(part_pattern)]
 TunePattern = Annotated[str, AfterValidator(tune_pattern)]
 TaskShare = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -215,6 +216,21 @@ class Recipe(Strict):
             return recipe
         name = "recipe" if isinstance(source, Mapping) else Path(source).stem
         return recipe.model_copy(update={"run": recipe.run.model_copy(update={"output": f"runs/{name}"})})
+
+    def left_random(self, carried: Sequence[str] = ()) -> list[str]:
+        """Return the parts that would stay random to the end: no weights, none carried over, and no stage learns them.
+
+        Args:
+            carried: parts, or modules of parts, that take weights from `init_from`.
+        """
+        rules = [(pattern, rule) for stage in self.stages for pattern, rule in stage.tune.items()]
+        learned = [pattern for pattern, rule in rules if rule.mode == "full"]
+        return [
+            part
+            for part in (self.model.random_parts if self.model else ())
+            if not any(matches([part], pattern) for pattern in learned)
+            and not any(name == part or name.startswith(f"{part}.") for name in carried)
+        ]
 
     def to_yaml(self) -> str:
         """Return the resolved recipe, every default written out; it is itself a recipe."""

@@ -43,8 +43,7 @@ def check(
     medmvl check medm_vl_2d --devices 2
     medmvl check my_recipe.yaml stages.align.global_batch=64
     """
-    from medmvl.train.assemble import LEFT_RANDOM
-    from medmvl.train.recipe import Recipe
+    from medmvl.train.recipe import LEFT_RANDOM, Recipe
     from medmvl.train.sources import status
 
     settings = Recipe.load(recipe, overrides or [])
@@ -153,7 +152,7 @@ def shapes_of(recipe: "Recipe", start: Path | None) -> "tuple[Built, Template | 
 
 
 def _print_start(screen: "Console", recipe: "Recipe", built: "Built", start: Path | None, first: str) -> list[str]:
-    """Print what the model takes over from `init_from` (the bundle, or the shapes its recipe will give); return where."""
+    """Print what the model takes over from `init_from`: a bundle, or the shapes its recipe gives; return where to."""
     from medmvl.bundle import packages, read_config
     from medmvl.model.build import build
     from medmvl.train.inherit import inherit
