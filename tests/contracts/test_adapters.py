@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,46 @@ def _mark(path: Path) -> None:
     content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
     content = codecs.BOM_UTF8 + content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     path.write_bytes(gzip.compress(content) if packed else content)
+
+
+ODD = (None, 7, [3], [["x"]], {"a": 1}, True, "", "\ud800")
+
+
+@by_name
+def test_a_field_of_another_kind_costs_its_row_only(name: str, tmp_path: Path) -> None:
+    root = adapter_root.build(name, tmp_path / "root")
+    before = Read(name, root, tmp_path / "media")
+    folder = root.path if root.path.is_dir() else root.path.parent
+    for path in sorted(folder.rglob("*.json*")):
+        rows, write = _rows(path)
+        for field in list(rows[0]) if rows else ():
+            for odd in ODD:
+                write([{**rows[0], field: odd}, *rows[1:]])
+                found = Read(name, root, tmp_path / "media")
+                lost = len(before.samples) - len(found.samples)
+                assert lost <= _most_of_a_row(before), f"{path.name}: {field} = {odd!r} costs {lost} samples"
+        if rows:
+            write(rows)
+
+
+def _rows(path: Path) -> tuple[list[dict], Callable[[list[dict]], None]]:
+    """Return the objects of a JSON list or JSONL, [] for any other file, and what writes them back."""
+    lines = path.suffix == ".jsonl"
+    text = path.read_text("utf-8")
+    rows = [json.loads(line) for line in text.splitlines() if line] if lines else json.loads(text)
+    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
+        rows = []
+
+    def write(changed: list[dict]) -> None:
+        path.write_text("\n".join(map(json.dumps, changed)) if lines else json.dumps(changed))
+
+    return rows, write
+
+
+def _most_of_a_row(read: Read) -> int:
+    """Return how many samples one row may stand for: those of one image, or one of each task."""
+    of_images = Counter(sample.media_key for sample in read.samples if sample.media_key)
+    return max(len(read.adapter.tasks), *of_images.values(), 0)
 
 
 def test_every_row_of_the_table_is_covered() -> None:
