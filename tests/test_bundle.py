@@ -14,6 +14,7 @@ import medmvl
 from chat_families import tokenizer_of
 from medmvl.bundle import BundleError, read_config
 from medmvl.core.atomic import DiskFullError
+from medmvl.core.boxes import BoxFormat
 from medmvl.core.schema import SampleError
 from medmvl.infer import engine
 from medmvl.model import tune
@@ -75,6 +76,16 @@ def test_saved_and_loaded_gives_the_same_logits(tmp_path: Path, encoder: str, co
         assert torch.equal(bundle.logits(sample), again.logits(sample))
     assert again.hash == bundle.hash
     assert again.generate(samples, max_new_tokens=4) == bundle.generate(samples, max_new_tokens=4)
+
+
+def test_boxes_are_written_as_the_model_says(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    assert made.processor.box_format == BoxFormat(100)
+    config = made.config.model_dump(mode="json")
+    config["llm"]["tokenizer"] = str(tmp_path / "tokenizer")
+    medmvl.Bundle.build({**config, "boxes": "unimed"}).save(tmp_path / "bundle")
+    again = medmvl.load(tmp_path / "bundle")
+    assert again.config.boxes == "unimed" and again.processor.box_format == BoxFormat(100, "unimed")
 
 
 def test_tied_embeddings_and_adapters_survive(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from transformers.initialization import no_init_weights
 
 from medmvl import __version__
 from medmvl.core.atomic import atomic_folder
+from medmvl.core.boxes import BOX_FORMATS
 from medmvl.core.schema import Message, Sample, SampleError
 from medmvl.infer import engine
 from medmvl.model import tune
@@ -339,7 +340,9 @@ def _processor(built: Built, config: ModelConfig, max_tokens: int) -> Processor:
     for name, tokenizer in built.questions.items():
         questions = QuestionEncoder(tokenizer, built.model.towers[name].encoder.text.max_tokens) if tokenizer else None
         towers[name] = replace(towers[name], questions=questions)
-    return Processor(built.tokenizer, config.template, towers, max_tokens=max_tokens)
+    return Processor(
+        built.tokenizer, config.template, towers, max_tokens=max_tokens, box_format=BOX_FORMATS[config.boxes]
+    )
 
 
 def _read(path: Path, allow_code: Sequence[str]) -> tuple[ModelConfig, dict[str, Any]]:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -138,18 +139,21 @@ def test_unknown_representations_hide_nothing(tmp_path: Path) -> None:
         buffer, implicit_vr=True, little_endian=True
     )
     encoded = buffer.getvalue()[8:]
-    data = image()
-    for keyword, vr, value in (
-        ("PatientName", "UN", MARK.encode() + b" "),
-        ("StudyInstanceUID", "UN", b"1.2.34567.89"),
-        ("ReferencedSeriesSequence", "UN", encoded),
-        ("AnatomicRegionSequence", "OB", encoded),
-    ):
-        data[keyword] = RawDataElement(Tag(keyword), vr, len(value), value, 0, False, True)
-    data["PatientBirthTime"] = DataElement("PatientBirthTime", "LO", MARK)
-    outcome, path = one(tmp_path, data)
+    elements = [
+        ("PatientName", b"UN\0\0", MARK.encode() + b" "),
+        ("StudyInstanceUID", b"UN\0\0", b"1.2.34567.89"),
+        ("ReferencedSeriesSequence", b"UN\0\0", encoded),
+        ("AnatomicRegionSequence", b"OB\0\0", encoded),
+        ("PatientBirthTime", b"UT\0\0", MARK.encode() + b" "),
+    ]
+    (tmp_path / "in").mkdir()
+    with save(tmp_path / "in" / "a.dcm", image()).open("ab") as file:  # the last of two elements counts
+        for keyword, vr, value in elements:
+            tag = Tag(keyword)
+            file.write(struct.pack("<HH4sI", tag.group, tag.element, vr, len(value)) + value)
+    (outcome,) = run(tmp_path / "in")
+    path = tmp_path / "out" / outcome.written
     cleaned = dcmread(path)
-    assert (tmp_path / "in" / "JANE.dcm").read_bytes().count(b"UN\0\0") == 3
     assert survivors(path.read_bytes()) == [] and identifying(cleaned) == []
     assert cleaned.ReferencedSeriesSequence[0].ReferencedSOPInstanceUID.startswith("2.25.")
     assert "AnatomicRegionSequence" not in cleaned and outcome.status == "written"

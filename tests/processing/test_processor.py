@@ -1,5 +1,6 @@
 """The processor: placeholders, boxes, lengths, errors that name sample and file, save and load."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from chat_families import tokenizer_of
-from medmvl.core.boxes import BoxFormat
+from medmvl.core.boxes import BOX_FORMATS, BoxFormat
 from medmvl.core.schema import Sample, SampleError
 from medmvl.imaging.augment import Augmentation
 from medmvl.imaging.spec import VisionSpec
@@ -343,6 +344,29 @@ def test_load_gives_what_was_saved(family: str, template: str | None, tmp_path: 
         assert other.stop_ids == subject.stop_ids
         assert (other.max_tokens, other.shorten, other.box_format) == (777, "text", BoxFormat(1000))
         assert other.template.name == subject.template.name
+
+
+def test_folders_of_former_versions_keep_their_scale_of_boxes(tmp_path: Path) -> None:
+    processor().save(tmp_path)
+    state = json.loads((tmp_path / "processor.json").read_text())
+    del state["boxes"]
+    (tmp_path / "processor.json").write_text(json.dumps({**state, "box_scale": 1000}))
+    assert Processor.load(tmp_path).box_format == BoxFormat(1000)
+
+
+@pytest.mark.parametrize("name", BOX_FORMATS)
+def test_boxes_are_written_and_read_in_every_format(name: str, picture: Path, tmp_path: Path) -> None:
+    meta = {"boxes": [{"media": 0, "coords": [20, 15, 40, 45]}]}
+    asked = sample(([image(picture), text("Where?")], [text("Here: "), box(0)]), meta=meta)
+    spec = VisionSpec(size=(40, 40), fit="stretch")
+    subject = processor(towers={"image": TowerInput("<image>", "image", 3, spec)}, box_format=BOX_FORMATS[name])
+    subject.save(tmp_path)
+    again = Processor.load(tmp_path)
+    assert again.box_format == BOX_FORMATS[name]
+    answer = answer_of(again, again.encode(asked))
+    (found,) = again.boxes_from_text(answer, asked)
+    assert found == pytest.approx((20, 15, 40, 45), abs=0.8)
+    assert answer == f"Here: {BOX_FORMATS[name].format_box((10, 10, 20, 30), (40, 40))}"
 
 
 def test_a_folder_without_processor_is_refused(tmp_path: Path) -> None:

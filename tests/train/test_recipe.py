@@ -34,6 +34,13 @@ def wrong(*overrides: str, recipe: object = MINIMAL) -> str:
     return str(caught.value)
 
 
+def test_formats_of_boxes_are_named() -> None:
+    assert Recipe.load("medm_vl_2d").model.boxes == "unimed" and Recipe.load("m3d_lamed").model.boxes == "m3d"
+    assert Recipe.load("llava_med").model.boxes == "0-100" and Recipe.load(MINIMAL, ["model.boxes=0-1"])
+    message = wrong("model.boxes=uni_med")
+    assert "model.boxes: unknown box format 'uni_med'; did you mean 'unimed'?" in message and "0-1000" in message
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_recipes(name: str, tmp_path: Path) -> None:
     recipe = Recipe.load(name)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from medmvl.core import shipped
+from medmvl.core.boxes import BOX_FORMATS, box_format_name
 from medmvl.core.config import Strict
 from medmvl.core.lookup import choices_text
 from medmvl.imaging.spec import VisionSpec
@@ -191,6 +192,9 @@ class ModelConfig(Strict):
     llm: Annotated[LLMConfig, BeforeValidator(_from_path, json_schema_input_type=str | LLMConfig)]
     template: TemplateName | None = Field(None, description="shipped name or .jinja path; default: the LLM's own")
     towers: dict[Annotated[str, AfterValidator(tower_name)], TowerConfig] = Field(default_factory=dict)
+    boxes: Annotated[str, AfterValidator(box_format_name)] = Field(
+        "0-100", description=f"how boxes are written: {', '.join(BOX_FORMATS)}"
+    )
 
     @property
     def parts(self) -> tuple[str, ...]:

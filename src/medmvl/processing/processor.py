@@ -5,7 +5,7 @@ import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
@@ -181,7 +181,7 @@ class Processor:
             "template": self.template.name,
             "max_tokens": self.max_tokens,
             "shorten": self.shorten,
-            "box_scale": self.box_format.scale,
+            "boxes": asdict(self.box_format),
             "towers": {
                 name: {
                     "placeholder": tower.placeholder,
@@ -225,7 +225,7 @@ class Processor:
             Template(state["template"], source, tokenizer),
             towers,
             max_tokens=state["max_tokens"],
-            box_format=BoxFormat(state["box_scale"]),
+            box_format=BoxFormat(**state["boxes"]) if "boxes" in state else BoxFormat(state["box_scale"]),
             shorten=state["shorten"],
         )
 

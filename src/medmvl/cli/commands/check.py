@@ -309,6 +309,7 @@ def counter(
         return lambda sample, data: 0
     from functools import partial
 
+    from medmvl.core.boxes import BOX_FORMATS
     from medmvl.processing.processor import Processor, TowerInput
     from medmvl.train.assemble import count_tokens
 
@@ -317,7 +318,9 @@ def counter(
         for name, tower in built.model.towers.items()
     }
     limit = recipe.run.max_tokens if max_tokens is None else max_tokens
-    return partial(count_tokens, Processor(built.tokenizer, stage.template or template, towers, max_tokens=limit))
+    boxes = BOX_FORMATS[built.config.boxes]
+    processor = Processor(built.tokenizer, stage.template or template, towers, max_tokens=limit, box_format=boxes)
+    return partial(count_tokens, processor)
 
 
 def _portions(recipe: "Recipe", stage: "Stage", sources: Sequence["Status"]) -> "list[Portion]":
