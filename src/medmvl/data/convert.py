@@ -174,14 +174,17 @@ class _Media:
         return official if folder.is_relative_to(official) else folder
 
     def _lacking(self, sample: Sample) -> str:
-        return next((path for path in sample.media_key if not self._is_there(path)), "")
+        for path in sample.media_key:
+            if not self._is_there(path):
+                return path
+        return ""
 
     def _is_there(self, path: str) -> bool:
         found = self._known.get(path)
         if found is None:
             if len(self._known) == _REMEMBERED:
                 self._known.clear()
-            file, _ = split_fragment(path)
+            file = split_fragment(path)[0] if "#" in path else path
             found = self._known[path] = os.path.exists(file)
             if not found and len(self.absent) < _TOLD:
                 self.absent.append(path)

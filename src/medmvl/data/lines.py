@@ -6,7 +6,7 @@ import os
 import zipfile
 import zlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,8 @@ import numpy as np
 
 from medmvl.core.atomic import atomic_file
 from medmvl.core.log import get_logger
-from medmvl.core.schema import Sample, SampleError
+from medmvl.core.schema import Sample, SampleError, relative_path
 from medmvl.data.tally import Tally
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class StoreError(ValueError):
@@ -30,10 +28,10 @@ class LineWriter:
     """Appends samples to `<split>.jsonl`; the file takes its place when `stack` closes."""
 
     def __init__(self, folder: Path, split: str, stack: ExitStack) -> None:
-        self._folder, self._split = folder, split
+        self._folder, self._split, self._base = folder, split, str(folder)
         self._file: Any = stack.enter_context(atomic_file(folder / f"{split}.jsonl", "wb"))
         self._digest, self._lengths, self._tally = hashlib.sha256(), array("q"), Tally()
-        self._media: tuple[tuple[str, ...], int] = ((), 0)
+        self._media: tuple[list[str], int] = ([], 0)
 
     def __len__(self) -> int:
         return len(self._tally)
@@ -44,15 +42,13 @@ class LineWriter:
         Raises:
             SampleError: it holds text that is no Unicode.
         """
-        data = sample.to_dict(self._folder)
-        line = encode(data, sample.id)
-        paths = media_paths(data)
+        line, paths = encode(sample, self._base), [relative_path(path, self._base) for path in sample.media_key]
         if paths != self._media[0]:
             self._media = (paths, media_hash(paths))
         self._file.write(line)
         self._digest.update(line)
         self._lengths.append(len(line))
-        self._tally.add(sample, self._media[1])
+        self._tally.add(sample, paths, self._media[1])
 
     def flush(self) -> None:
         """Bring everything to the disk, so that a full one shows before a former file is replaced."""
@@ -133,12 +129,12 @@ class Index:
             np.savez(file, digest=np.array(digest), **vars(self) | {"task_names": np.array(self.task_names, dtype=str)})
 
 
-def encode(data: Mapping[str, Any], sample_id: str) -> bytes:
-    """Return one line of JSON, with its end."""
+def encode(sample: Sample, base: str) -> bytes:
+    """Return one line of JSON, with its end; paths below `base` are relative to it."""
     try:
-        return _ENCODER.encode(data).encode() + b"\n"
+        return sample.to_json(base).encode() + b"\n"
     except UnicodeEncodeError as error:
-        raise SampleError(f"a field is no valid Unicode: {error}", sample_id) from None
+        raise SampleError(f"a field is no valid Unicode: {error}", sample.id) from None
 
 
 def decode(line: bytes | str, where: str) -> Mapping[str, Any]:
@@ -164,25 +160,26 @@ def opened(path: Path) -> Any:
         raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def media_paths(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the media's paths as written; a malformed row has none, its error comes when it is used."""
+def media_paths(data: Mapping[str, Any]) -> list[str]:
+    """Return the media's paths as a file has them; a malformed row has none, its error comes when it is used."""
     if "conversations" in data:
         try:
-            return Sample.from_dict(data).media_key
+            return list(Sample.from_dict(data).media_key)
         except SampleError:
-            return ()
+            return []
     messages = data.get("messages")
     messages = messages if isinstance(messages, list) else []
     contents = [message.get("content") for message in messages if isinstance(message, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    return tuple(str(part.get("path")) for part in parts if part.get("type") in ("image", "volume"))
+    return [str(part.get("path")) for part in parts if part.get("type") in ("image", "volume")]
 
 
-def media_hash(paths: tuple[str, ...]) -> int:
+def media_hash(paths: Sequence[str]) -> int:
     """Return 8 bytes that stand for the paths, never 0 for any; 0 for none."""
     if not paths:
         return 0
-    return int.from_bytes(hashlib.blake2b(json.dumps(paths).encode(), digest_size=8).digest()) or 1
+    text = "\0".join(paths).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) or 1
 
 
 def _load_index(path: Path, digest: str) -> Index | None:

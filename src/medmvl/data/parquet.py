@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medmvl.core.atomic import atomic_folder
-from medmvl.core.schema import Sample, SampleError
+from medmvl.core.schema import Image, Sample, SampleError, Volume, relative_path
 from medmvl.data.embed import Packed, addresses, pack, unpack
-from medmvl.data.lines import StoreError, decode, encode, media_hash, media_paths
+from medmvl.data.lines import StoreError, decode, encode, media_hash
 from medmvl.data.tally import Tally
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, split: str, stack: ExitStack, embed: bool) -> None:
-        self._folder, self._split, self._embed = folder, split, embed
+        self._folder, self._split, self._base, self._embed = folder, split, str(folder), embed
         self._fresh: Path = stack.enter_context(atomic_folder(folder / f".{split}.shards"))
         stack.callback(self._abandon)
         self._tally, self._digests = Tally(), []
@@ -53,17 +53,17 @@ class ShardWriter:
         Raises:
             SampleError: it holds text that is no Unicode, or a medium that cannot be embedded.
         """
-        data = sample.to_dict(self._folder)
         files: list[Packed] = []
         if self._embed:
             self._packed = {path: self._packed.get(path) or pack(path, sample.id) for path in sample.media_key}
-            _rename(data, {path: address for path, (address, _) in self._packed.items()}, sample.media_key)
+            sample = _renamed(sample, {path: address for path, (address, _) in self._packed.items()})
             files = [file for _, packed in self._packed.values() for file in packed]
-        line, key = encode(data, sample.id), media_hash(media_paths(data))
+        line, paths = encode(sample, self._base), [relative_path(path, self._base) for path in sample.media_key]
+        key = media_hash(paths)
         if self._shard is None:
             self._shard = _Shard(self._fresh / _name(self._split, len(self._digests)))
         self._shard.add(key, sample.task, line, files)
-        self._tally.add(sample, key)
+        self._tally.add(sample, paths, key)
         if self._shard.is_full:
             self._digests.append(self._shard.close())
             self._shard = None
@@ -243,11 +243,20 @@ def _joined(digests: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _rename(data: Mapping[str, Any], names: Mapping[str, str], paths: Sequence[str]) -> None:
-    """Replace the paths of a sample's media, in reading order."""
-    parts = [part for message in data["messages"] for part in message["content"] if "path" in part]
-    for part, path in zip(parts, paths, strict=True):
-        part["path"] = names[path]
+def _renamed(sample: Sample, names: Mapping[str, str]) -> Sample:
+    """Return the sample with other paths of its media."""
+    messages = [
+        message.model_copy(
+            update={
+                "content": tuple(
+                    part.model_copy(update={"path": names[part.path]}) if isinstance(part, Image | Volume) else part
+                    for part in message.content
+                )
+            }
+        )
+        for message in sample.messages
+    ]
+    return sample.model_copy(update={"messages": tuple(messages)})
 
 
 def _open(path: Path) -> "pq.ParquetFile":

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -28,7 +27,6 @@ REFUSED = "refused.jsonl"
 Form = Literal["jsonl", "parquet"]
 _FORMAT = 1
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_AT_ONCE = 1024  # samples whose ids are compared in one go
 
 
 def write_samples(folder: str | Path, samples: Iterable[Sample], *, name: str, version: str, licence: str,
@@ -123,18 +121,13 @@ def _files(entry: Mapping[str, Any]) -> list[str]:
 
 def _fresh(samples: Iterable[Sample | SampleError], refuse: Callable[[SampleError], None] | None) -> Iterator[Sample]:
     """Yield the samples whose ids did not occur before."""
-    ids, rest = Ids(), iter(samples)
-    while some := list(islice(rest, _AT_ONCE)):
-        usable = []
-        for sample in some:
-            if isinstance(sample, SampleError):
-                _refuse(sample, refuse)
-            else:
-                usable.append(sample)
-        for sample, new in zip(usable, ids.add([sample.id for sample in usable]), strict=True):
-            if new:
-                yield sample
-                continue
+    ids = Ids()
+    for sample in samples:
+        if isinstance(sample, SampleError):
+            _refuse(sample, refuse)
+        elif ids.add(sample.id):
+            yield sample
+        else:
             told = "the id occurs twice in this store; ids tell samples apart in every report"
             _refuse(SampleError(told, sample.id), refuse)
 

@@ -27,11 +27,11 @@ class Tally:
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def add(self, sample: Sample, media: int) -> None:
-        """Count one sample, whose media have this hash."""
+    def add(self, sample: Sample, paths: Sequence[str], media: int) -> None:
+        """Count one sample, whose media have these paths and this hash."""
         self.tasks.append(self.names.setdefault(sample.task, len(self.names)))
         self.media.append(media)
-        self._patients.append(hash(sample.patient))
+        self._patients.append(hash(sample.meta.patient or (paths[0] if paths else sample.id)))
 
     def summary(self) -> dict[str, Any]:
         """Return the counts as a manifest shows them."""
@@ -46,26 +46,40 @@ class Tally:
 
 
 class Ids:
-    """Ids seen so far: 8 bytes each, in sorted runs of which the long ones are merged least often.
+    """Ids seen so far, 12 to 24 bytes each however long they are.
 
     Hashes of 64 bits take the place of the ids. Among twenty million, two different ids share one with a probability
     of 1 in 100,000; the later one would be called a repetition.
     """
 
     def __init__(self) -> None:
-        self._runs: list[np.ndarray] = []
+        self._slots = array("Q", bytes(8 * 1024))  # open addressing with linear probing; 0 is an empty slot
+        self._count = 0
 
-    def add(self, ids: Sequence[str]) -> list[bool]:
-        """Take some ids in; say of each whether it is new."""
-        hashes = np.array([hash(one) for one in ids], np.int64)
-        new = np.zeros(len(hashes), bool)
-        new[np.unique(hashes, return_index=True)[1]] = True
-        for run in self._runs:
-            places = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
-            new &= run[places] != hashes
-        fresh = np.sort(hashes[new])
-        while self._runs and len(self._runs[-1]) <= len(fresh):
-            fresh = np.sort(np.concatenate([self._runs.pop(), fresh]), kind="stable")
-        if len(fresh):
-            self._runs.append(fresh)
-        return new.tolist()
+    def add(self, one: str) -> bool:
+        """Take an id in; say whether it is new."""
+        if 3 * self._count > 2 * len(self._slots):
+            self._grow()
+        slots, last = self._slots, len(self._slots) - 1
+        key = hash(one) & (2**64 - 1) or 1
+        slot = key & last
+        while found := slots[slot]:
+            if found == key:
+                return False
+            slot = (slot + 1) & last
+        slots[slot] = key
+        self._count += 1
+        return True
+
+    def _grow(self) -> None:
+        keys = np.frombuffer(self._slots, np.uint64)
+        keys = keys[keys != 0]
+        slots = np.zeros(2 * len(self._slots), np.uint64)
+        last = np.uint64(len(slots) - 1)
+        wanted = keys & last
+        while len(keys):
+            free = slots[wanted] == 0
+            slots[wanted[free]] = keys[free]  # of several that want a slot one gets it, the others move on
+            left = slots[wanted] != keys
+            keys, wanted = keys[left], (wanted[left] + np.uint64(1)) & last
+        self._slots = array("Q", slots.tobytes())
