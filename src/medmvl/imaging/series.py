@@ -161,13 +161,13 @@ def _open(path: Path) -> _File:
         series=str(header.get("SeriesInstanceUID") or ""),
         number="" if number is None else str(number),
         modality=str(header.get("Modality") or ""),
-        size=f"{header.Rows} x {header.Columns}" if _is_slice(path, header) else "",
+        size=f"{header.Rows} x {header.Columns}" if is_slice(path, header) else "",
         num_frames=int(header.get("NumberOfFrames") or 1),
         is_localizer="LOCALIZER" in str(header.get("ImageType") or "").upper(),
     )
 
 
-def _is_slice(path: Path, header: Dataset) -> bool:
+def is_slice(path: Path, header: Dataset) -> bool:
     """Whether a file holds a picture of the patient; refuses one that should and does not."""
     meta = getattr(header, "file_meta", {})
     kind = UID(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")

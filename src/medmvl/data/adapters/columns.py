@@ -23,6 +23,7 @@ from medmvl.data.rows import BadRow, Row, TableError, csv_rows, parquet_rows
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _BOX = "<box>"
+_NO_WORDS = {"image", "volume", "choices", "boxes"}  # columns whose cells may be lists or files
 _PEEK = 100  # rows that tell the columns: those of one table are alike
 _MAGIC = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif", b"BM": ".bmp"}
 _SUFFIX = re.compile(r"(?:\.nii)?\.[A-Za-z0-9]{1,5}$")
@@ -33,8 +34,13 @@ def _column(what: str) -> Any:
 
 
 class ColumnOptions(Strict):
-    """Which column says what; one that is called as its option need not be named."""
+    """Which column says what; one that is called as its option need not be named.
 
+    Attributes:
+        settings: options that name no column.
+    """
+
+    settings: ClassVar[frozenset[str]] = frozenset({"ask", "pool", "separator", "media_root"})
     id: str = _column("the sample's id; default: the row's place")
     image: str = _column("the picture: a path, several, or the picture itself")
     volume: str = _column("the volume: a path, several, or the volume itself")
@@ -63,11 +69,6 @@ class ColumnOptions(Strict):
     )
 
 
-_SETTINGS = ("ask", "pool", "separator", "media_root")
-_ROLES = tuple(name for name in ColumnOptions.model_fields if name not in _SETTINGS)
-_WORDS = tuple(role for role in _ROLES if role not in ("image", "volume", "choices", "boxes"))
-
-
 class Columns(Adapter):
     """A table with one question and one answer per row.
 
@@ -94,10 +95,10 @@ images/...     anywhere beside it; a folder with train.csv, val.csv and test.csv
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
         for file, usual in self.files():
-            columns = self._columns(file)
+            columns = self.columns(file)
             if split == usual or "split" in columns:
                 rows = (row for row in self.rows(file) if _belongs(row, columns.get("split", ""), split, usual))
-                folder = media_root(self, self.options.media_root) if self.options.media_root else str(file.parent)
+                folder = self.media_folder(file)
                 yield from self.each(rows, partial(self._samples, columns=columns, split=split, folder=folder))
 
     def files(self) -> list[tuple[Path, str]]:
@@ -110,25 +111,29 @@ images/...     anywhere beside it; a folder with train.csv, val.csv and test.csv
             return parquet_rows(file)
         return csv_rows(file, delimiter="\t" if ".tsv" in file.name.lower() else ",")
 
+    def media_folder(self, file: Path) -> str:
+        """Return the folder that the paths in a table are relative to."""
+        return media_root(self, self.options.media_root) if self.options.media_root else str(file.parent)
+
     @property
     def split_of_all(self) -> str:
         """The split that the options give to all rows, "" where they name none or a column."""
         return self.options.split if self.options.split in self.splits else ""
 
-    def _columns(self, file: Path) -> dict[str, str]:
+    def columns(self, file: Path) -> dict[str, str]:
         """Return what is where in a table: role -> column.
 
         Raises:
             TableError: a column that the options name is not there, or nothing says what is asked or answered.
         """
-        rows = islice(self.rows(file), _PEEK)
-        there = list(dict.fromkeys(name for row in rows if isinstance(row, Row) for name in row.data))
+        there = self.names(file)
         if not there:
             return {}  # no row can be read, and each will be told
-        named = {role: column for role in _ROLES if (column := getattr(self.options, role))}
+        roles = self.Options.model_fields.keys() - self.options.settings
+        named = {role: column for role in sorted(roles) if (column := getattr(self.options, role))}
         if self.split_of_all and self.split_of_all not in there:
             del named["split"]
-        columns = {role: role for role in _ROLES if role in there} | named
+        columns = {role: role for role in roles if role in there} | named
         asked = [(f"ask, {{{name}}}", name) for name in _FIELD.findall(self.options.ask)]
         wrong = [
             f"{option}: there is no column {column!r}; {choices_text(column, there, 'columns')}"
@@ -142,18 +147,20 @@ images/...     anywhere beside it; a folder with train.csv, val.csv and test.csv
             raise TableError("\n  ".join([f"{file}: the options do not fit its columns", *wrong]))
         return columns
 
+    def names(self, file: Path) -> list[str]:
+        """Return the columns of a table."""
+        rows = islice(self.rows(file), _PEEK)
+        return list(dict.fromkeys(name for row in rows if isinstance(row, Row) for name in row.data))
+
     def _unsaid(self, columns: Mapping[str, str]) -> list[str]:
         """Return the roles that nothing fills, and none can do without."""
         asked = "question" in columns or self.options.ask or self.options.pool
         return [*(() if asked else ("question",)), *(() if columns.keys() & {"answer", "boxes"} else ("answer",))]
 
     def _samples(self, row: Row, columns: Mapping[str, str], split: str, folder: str) -> tuple[Sample, ...]:
-        row = self._by_role(row, columns)
-        named = row.optional("split")
-        if named and split_of(named) is None:
-            raise ValueError(f"split {named!r} is unknown; {choices_text(named, self.splits, 'splits')}")
+        row = self.by_role(row, columns)
         name = row.optional("id") or f"{split}/{row.place}"
-        question = draw(self.options.pool, name, split) if self.options.pool else row.text("question")
+        question = self.question(row, name, split)
         media = [*self._media(row, "image", Image, folder), *self._media(row, "volume", Volume, folder)]
         boxes = _boxes(row.data.get("boxes"))
         if boxes and not media:
@@ -166,15 +173,26 @@ images/...     anywhere beside it; a folder with train.csv, val.csv and test.csv
         task = row.optional("task") or next(iter(self.tasks))
         return (self.sample(name, split, task, asked, answer, media, boxes, choices=choices, **kept),)
 
-    def _by_role(self, row: Row, columns: Mapping[str, str]) -> Row:
-        """Return the row with its cells called by what they are for."""
+    def by_role(self, row: Row, columns: Mapping[str, str]) -> Row:
+        """Return the row with its cells called by what they are for.
+
+        Raises:
+            ValueError: a cell that should be text holds something else, or the split is unknown.
+        """
         data = {role: row.data.get(column) for role, column in columns.items()}
-        for role in data.keys() & set(_WORDS):
+        for role in data.keys() - _NO_WORDS:
             if isinstance(data[role], list | dict | bytes):
                 raise ValueError(f"{role}: the column {columns[role]!r} holds a {type(data[role]).__name__}, no text")
         if self.options.ask:
             data["question"] = _FIELD.sub(lambda field: row.optional(field[1]), self.options.ask)
-        return Row(row.place, data)
+        ready = Row(row.place, data)
+        if (named := ready.optional("split")) and split_of(named) is None:
+            raise ValueError(f"split {named!r} is unknown; {choices_text(named, self.splits, 'splits')}")
+        return ready
+
+    def question(self, row: Row, name: str, split: str) -> str:
+        """Return what the sample `name` asks."""
+        return draw(self.options.pool, name, split) if self.options.pool else row.text("question")
 
     def _several(self, cell: Any) -> list[Any]:
         """Return what stands in a cell: a list as such or in JSON, several texts with a separator, or one."""
