@@ -1,10 +1,11 @@
 """Samples: what is read, what is refused and how, and that nothing is lost on the way out and back."""
 
+import json
 import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -229,3 +230,75 @@ def test_reference_rows_keep_keys_of_their_own_and_refuse_misspelt_ones() -> Non
     assert sample.to_dict()["meta"]["idx"] == 3
     with pytest.raises(SampleError, match=r"unknown key 'images'; did you mean 'image'"):
         Sample.from_dict({**row, "images": ["a.png"]})
+
+
+ODD = st.sampled_from(
+    [None, 3, 2.5, True, "", "\ud800", "ü", [], {}, ["a"], {"type": "text"}, "a/../../b", "/r/x.png", "b#frame=2"]
+)
+WORDS = st.one_of(st.text(max_size=12), ODD)
+PATHS = st.one_of(
+    st.sampled_from(["a.png", "a/b.nii.gz", "a//b", "./a", "../a", "a/..", "a#frame=1", ".h", "/r/a.png"]), ODD
+)
+PARTS = st.one_of(
+    st.fixed_dictionaries({"type": st.just("text"), "text": WORDS}),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["image", "volume"]), "path": PATHS}, optional={"blank": st.booleans()}
+    ),
+    st.fixed_dictionaries({"type": st.just("box"), "box": st.one_of(st.integers(-1, 2), ODD)}),
+    ODD,
+)
+MESSAGES = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["user", "assistant", "system", "human", 1]),
+        "content": st.one_of(st.lists(PARTS, max_size=4), WORDS),
+    },
+    optional={"name": ODD},
+)
+BOXES = st.fixed_dictionaries({"coords": st.sampled_from([[0, 1, 2, 3], [0, 1, 2, 3, 4, 5], [3, 2, 1, 0]])})
+METAS = st.fixed_dictionaries(
+    {},
+    optional={
+        "patient": WORDS,
+        "study": WORDS,
+        "choices": st.one_of(st.lists(WORDS, max_size=2), ODD),
+        "attributes": st.one_of(st.dictionaries(st.text(max_size=3), WORDS, max_size=2), ODD),
+        "boxes": st.one_of(st.lists(BOXES, max_size=2), ODD),
+        "own": ODD,
+        "number": st.floats(),
+    },
+)
+ROWS = st.fixed_dictionaries(
+    {"id": WORDS, "messages": st.one_of(st.lists(MESSAGES, max_size=3), ODD)},
+    optional={"source": WORDS, "task": WORDS, "split": WORDS, "meta": st.one_of(METAS, ODD), "ansver": ODD},
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(ROWS, st.sampled_from([None, ("/r",), ("/r", "/s")]))
+def test_what_is_made_quickly_is_what_validation_makes(row: dict, roots: tuple[str, ...] | None) -> None:
+    try:
+        slow = Sample.model_validate(row, context=roots)
+    except ValidationError:
+        with pytest.raises(SampleError):
+            Sample.from_dict(row, roots)
+        return
+    quick = Sample.from_dict(row, roots)
+    assert quick == slow and repr(quick) == repr(slow)
+    assert quick.model_fields_set == slow.model_fields_set and quick.meta.model_extra == slow.meta.model_extra
+    for root in (None, "/r", "/"):
+        text = json.dumps(quick.to_dict(root), ensure_ascii=False, separators=(",", ":"))
+        assert quick.to_json(root) == text == slow.to_json(root)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(MESSAGES.filter(lambda message: message["role"] in ("user", "assistant")), min_size=1, max_size=3), METAS
+)
+def test_meta_is_written_as_pydantic_writes_it(messages: list, meta: dict) -> None:
+    try:
+        sample = Sample.model_validate({"id": "a", "messages": messages, "meta": meta})
+    except ValidationError:
+        return
+    expected = sample.meta.model_dump(mode="json", exclude={"boxes"}, exclude_defaults=True)
+    written = {key: value for key, value in sample.to_dict()["meta"].items() if key != "boxes"}
+    assert json.dumps(written) == json.dumps(expected)

@@ -267,17 +267,17 @@ class Sample(BaseModel):
         }
 
     def to_json(self, root: str | Path | None = None) -> str:
-        """Return `to_dict` as one line of compact JSON, character for character what `json` writes, in half the time."""
+        """Return `to_dict` as one line of JSON: character for character what `json` writes, in less time."""
         base = None if root is None else os.path.abspath(root)
         messages = [
             f'{{"role":"{message.role}","content":[{",".join([_part_json(part, base) for part in message.content])}]}}'
             for message in self.messages
         ]
         meta = _meta_dict(self.meta)
-        return (
-            f'{{"id":{_quoted(self.id)},"messages":[{",".join(messages)}],"source":{_quoted(self.source)},'
-            f'"task":{_quoted(self.task)},"split":{_quoted(self.split)},"meta":{_ENCODER.encode(meta) if meta else "{}"}}}'
-        )
+        fields = {"source": self.source, "task": self.task, "split": self.split}
+        texts = ",".join([f'"{key}":{_quoted(text)}' for key, text in fields.items()])
+        written = _ENCODER.encode(meta) if meta else "{}"
+        return f'{{"id":{_quoted(self.id)},"messages":[{",".join(messages)}],{texts},"meta":{written}}}'
 
     @property
     def media(self) -> tuple[Image | Volume, ...]:
