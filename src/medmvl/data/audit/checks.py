@@ -20,7 +20,7 @@ from medmvl.data.audit.samples import DISTINCT, SIDES, Facts, Origin
 MAJORITY, ENOUGH = 0.95, 20
 """Share of the most frequent answer that is told, among at least so many samples."""
 
-EXPECTED = 8
+EXPECTED = 6
 """An answer is missed in a split that should have so many of them, going by what two splits have together."""
 
 _QUOTED = 120  # characters of a text that a page shows
@@ -62,7 +62,7 @@ def check_rows(ledger: Ledger, origins: Sequence[Origin], facts: Sequence[Facts]
     for origin, known in zip(origins, facts, strict=True):
         for kind, count in known.wrong.items():
             examples = [origin.example(row, place=place, detail=detail) for row, place, detail in known.examples[kind]]
-            about = ", ".join(f"{n:,} {name}" for name, n in known.about[kind].most_common(6) if name)
+            about = ", ".join(f"{n:,} {name}" for name, n in known.about[kind].most_common(6))
             told = f" ({about})" if about else ""
             ledger.add(kind, count, f"{_many(count, 'sample')} of {_name(origin)}{told}", examples)
 

@@ -38,9 +38,7 @@ KINDS: dict[str, Kind] = {
     "corrupt": Kind(
         "error", "Media that cannot be read", "Get the files again; training refuses samples that show them."
     ),
-    "broken_split": Kind(
-        "error", "Splits that cannot be read as a whole", "Repair the lines named here, or convert the data again."
-    ),
+    "broken_split": Kind("error", "Splits that cannot be read", "Convert the data again, or copy it again."),
     "broken_row": Kind(
         "error", "Rows that are no valid samples", "Repair them where they come from; training refuses them."
     ),

@@ -36,7 +36,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])",
         r"(?i:\b(?:MRN|SSN|medical record(?: number| no\.?)?|accession(?: number| no\.?)?|(?:patient|hospital|case)"
         r"(?: id| number| no\.))\b)\s*(?:is\b)?\s*[:#]?\s*[A-Z]{0,3}-?\d{4,}",
-        r"(?<![\w.,/+-])[A-Z]{0,3}\d{7,}(?![\w/%]|[.,]\d)",
+        r"(?<![\w.,/+-])(?!\d*0000(?!\d))[A-Z]{0,3}\d{7,}(?![\w/%]|[.,]\d)",
         r"(?:病历号|住院号|身份证号?|检查号|患者编号)\s*[:：]?\s*\w{4,}",
     ),
     "name": (

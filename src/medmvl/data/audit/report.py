@@ -19,7 +19,7 @@ from medmvl.imaging.read import read_image
 JSON, HTML = "audit.json", "audit.html"
 _PAGE = Path(__file__).parent / "page"
 _PIXELS = 200  # longest side of a picture
-_PICTURED = ("leak_patient", "leak_study", "leak_file", "leak_near", "conflict", "duplicate", "mirrored")
+_PICTURED = ("leak_file", "leak_near")
 
 
 def write_audit(result: Audit, folder: str | Path) -> tuple[Path, Path]:
@@ -55,12 +55,18 @@ def _cards(result: Audit, severity: str) -> list[dict[str, Any]]:
 
 
 def _card(finding: Finding) -> dict[str, Any]:
-    rows = [
-        {"example": example, "pictures": [_picture(one) for one in (example, example.other) if one and one.address]}
+    pictured = finding.kind in _PICTURED
+    pictures = [
+        [_picture(one) for one in (example, example.other) if pictured and one and one.address]
         for example in finding.examples
     ]
-    pictured = finding.kind in _PICTURED and any(row["pictures"] for row in rows)
-    return {"finding": finding, "kind": KINDS[finding.kind], "rows": rows, "pictured": pictured}
+    return {
+        "finding": finding,
+        "kind": KINDS[finding.kind],
+        "rows": [{"example": e, "pictures": p} for e, p in zip(finding.examples, pictures, strict=True)],
+        "pictured": any(pictures),
+        "columns": [name for name in ("other", "place", "detail") if any(getattr(e, name) for e in finding.examples)],
+    }
 
 
 def _picture(example: Example) -> dict[str, str]:

@@ -147,26 +147,36 @@ def _open(ledger: Ledger, stores: Sequence[str | Path], roots: Sequence[str | Pa
 def _opened(
     ledger: Ledger, path: Path, split: str, name: str, roots: Sequence[str | Path], scratch: Path
 ) -> SampleStore | None:
-    """Open a split, without the lines that are broken; None where nothing of it can be read."""
+    """Open a split, without the lines that are no JSON; None where nothing of it can be read."""
     try:
         return SampleStore(path, split, roots=list(roots))
     except StoreError as error:
         file = path if path.is_file() else path / f"{split}.jsonl"
-        ledger.add("broken_split", 1, f"{name}/{split}: {error}", [Example(name, split, detail=str(error))])
-        if not file.is_file():
-            return None
-    scratch.mkdir()
-    with file.open("rb") as given, (scratch / file.name).open("wb") as mended:
-        for number, line in enumerate(given, start=1):
-            try:
-                decode(line, str(number))
-            except StoreError:
-                line = b"\n"  # the others keep their numbers
-            mended.write(line)
+        told = str(error)
+    broken = _mend(file, scratch / file.name) if file.is_file() else []
+    examples = [Example(name, split, "?", place, detail=why) for place, why in broken]
+    ledger.add("broken_row", len(broken), f"{len(broken):,} lines of {name}/{split} are no JSON", examples)
     try:
         return SampleStore(scratch / file.name, roots=[file.parent, *roots])
     except StoreError:
+        ledger.add("broken_split", 1, f"{name}/{split}: {told}", [Example(name, split, detail=told)])
         return None
+
+
+def _mend(file: Path, copy: Path) -> list[tuple[str, str]]:
+    """Copy a JSONL file without its broken lines; return (place, what is wrong) of those."""
+    broken = []
+    copy.parent.mkdir()
+    with file.open("rb") as given, copy.open("wb") as mended:
+        for number, line in enumerate(given, start=1):
+            try:
+                decode(line, f"line {number}")
+            except StoreError as error:
+                if line.strip():
+                    broken.append((f"line {number}", str(error).partition(": ")[2]))
+                line = b"\n"  # the others keep their numbers
+            mended.write(line)
+    return broken
 
 
 def _statistics(origin: Origin, facts: Facts, number: int, seen: media.Media) -> dict[str, Any]:

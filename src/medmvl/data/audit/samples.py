@@ -31,6 +31,7 @@ CLASSES = 64
 
 _CHUNK = 1024  # samples that a process looks at in one go
 _CLOSED = ("closed", "choice", "multiple_choice", "classification", "yes/no", "yes_no", "binary")
+_LONGEST_CLASS = 80  # characters of an answer that may be one of several classes
 _MOST_NAMES = 10_000  # different modalities, types and so on that statistics tell apart
 _ROLES = {"train": "train", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 _LATERAL = re.compile(
@@ -131,10 +132,10 @@ class Facts:
         hashes = [np.zeros(rows, np.uint64) for _ in range(4)]
         return cls(*hashes, words=np.zeros(rows, np.uint32), flags=np.zeros(rows, np.uint8))
 
-    def note(self, kind: str, row: int, place: str, detail: str, about: str, most: int) -> None:
+    def note(self, kind: str, row: int, place: str, detail: str, about: Sequence[str], most: int) -> None:
         """Count a finding in a row, and keep it among the first ones."""
         self.wrong[kind] += 1
-        self.about.setdefault(kind, Counter())[about] += 1
+        self.about.setdefault(kind, Counter()).update(about)
         kept = self.examples.setdefault(kind, [])
         if len(kept) < most:
             kept.append((row, place, detail))
@@ -200,7 +201,8 @@ def _look(origins: Sequence[Origin], chunk: Chunk, most: int) -> Facts:
         try:
             sample = origin.store[row]
         except ValueError as error:  # of the sample, its line or its shard
-            facts.note("broken_row", row, "", masked(getattr(error, "message", str(error))), "", most)
+            told = getattr(error, "message", str(error)).replace(str(origin.store.folder), str(origin.folder))
+            facts.note("broken_row", row, "", masked(told), (), most)
             continue
         _compare(facts, place, sample)
         _count(facts, sample)
@@ -240,27 +242,28 @@ def _count(facts: Facts, sample: Sample) -> None:
         ("shows", " and ".join(kinds)),
     )
     facts.counts.update((aspect, name or "(none)") for aspect, name in aspects)
-    if (meta.choices or meta.answer_type.lower() in _CLOSED) and (sample.task, None) not in facts.answers:
-        facts.answers[sample.task, normalised(sample.answer)] += 1
+    closed = meta.choices or meta.answer_type.lower() in _CLOSED
+    if closed and len(sample.answer) <= _LONGEST_CLASS and (sample.task, None) not in facts.answers:
+        facts.answers[sample.task, normalised(masked(sample.answer))] += 1
 
 
-def _mistakes(origin: Origin, sample: Sample) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (kind, place, detail, what to count) of what is wrong with one sample."""
+def _mistakes(origin: Origin, sample: Sample) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
+    """Yield (kind, place, detail, what to count by name) of what is wrong with one sample."""
     question, answer = _turns(sample)
     if answer is None or not (_words(answer).strip() or _boxes(sample, [answer])):
-        yield "empty_answer", "", "", ""
+        yield "empty_answer", "", "", ()
     if not any(_words(turn).strip() or _boxes(sample, [turn]) for turn in question if turn.role == "user"):
-        yield "empty_question", "", "", ""
+        yield "empty_question", "", "", ()
     if sample.split != origin.split:
-        yield "split_field", "field split", f"says {sample.split!r}", ""
+        yield "split_field", "field split", f"says {sample.split!r}", ()
     official = _official(origin, sample)
     if official is not None:
-        yield "split_official", official, "", ""
-    for turn, message in enumerate(sample.messages):
-        found = identifiers(_words(message))
-        for one in found[:1]:  # a sample counts once for a turn
-            kinds = ", ".join(dict.fromkeys(other.kind for other in found))
-            yield "identifier_text", f"messages[{turn}], character {one.start}", f"{kinds}: {one.masked}", one.kind
+        yield "split_official", official, "", ()
+    found = [(turn, one) for turn, said in enumerate(sample.messages) for one in identifiers(_words(said))]
+    if found:
+        turn, one = found[0]
+        kinds = tuple(dict.fromkeys(other.kind for _, other in found))
+        yield "identifier_text", f"messages[{turn}], character {one.start}", f"{one.masked} ({', '.join(kinds)})", kinds
 
 
 def _official(origin: Origin, sample: Sample) -> str | None:

@@ -1,0 +1,90 @@
+"""Identifiers in free text: what is one, what only looks like one, and that none of it is shown."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medmvl.data.audit.identifiers import identifiers, masked
+
+FOUND = {
+    "date": [
+        "Compared with 03/14/2019.",
+        "on 14.03.2019 and",
+        "2019-03-14",
+        "dated 3/14/19",
+        "since March 14, 2019",
+        "14 March 2019",
+        "the 3rd of May 2020",
+        "CT of January 2005",
+        "20190314",
+        "2019年3月14日",
+    ],
+    "phone number": ["call (555) 123-4567", "555-123-4567 please", "+49 89 1234567"],
+    "e-mail": ["write to j.doe@clinic.example.org"],
+    "number": ["MRN: 445566", "accession number A1234567", "Patient ID 9923", "SSN 123-45-6789", "film 12345678",
+               "住院号：20391"],
+    "name": [
+        "Dr. Smith was told",
+        "seen by Mr Miller",
+        "Mrs. Mary O'Neil",
+        "discussed with Prof. J. Smith",
+        "Patient name: John Smith",
+        "NAME: Smith, John",
+        "Dictated by John A. Smith",
+        "DOE^JANE",
+        "姓名：王小明",
+    ],
+    "age above 89": ["a 93-year-old woman", "95 y/o male", "aged 101", "Age: 92", "93岁"],
+}  # fmt: skip
+
+HARMLESS = [
+    "T1 and T2 weighted images, FLAIR, DWI b=1000",
+    "disc herniation at L4-L5, L5/S1",
+    "a nodule of 12/15 mm, 3.5 x 2.1 x 4 cm",
+    "Grade 2/3 steatosis, BI-RADS 4, TNM T2N1M0, Gleason 3+4=7",
+    "at 3:15 o'clock, 5/10 cases, ratio 1/2",
+    "Dr. ___ was notified on ___ at ___, comparison: ___",
+    "The MR of the MS plaques; MR Angiography; Ms patient; the right PICA",
+    "an 89-year-old man with 90% stenosis of 95 mmHg, HU of 93",
+    "may be May or March; the index of 2019; in 2020 the guideline",
+    "C3/4, C5-6, C6/7/8; 1/2/3 lobes",
+    "lesions up to 1000000 and 12.1234567 or 0.12345678",
+    "name the organ; what is the name of this structure? Reviewed by two readers.",
+    "signal 120-130-140, range 0.5-1.5, 10-20-30 mm",
+    "图像中有右肺异常吗？ 诊断：肺炎",
+    "p < 0.0001, 95% CI 1.2-3.4, n = 12345",
+    "the Mr. and Mrs.",
+]
+
+
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in FOUND.items() for text in texts])
+def test_identifiers_are_found(kind: str, text: str) -> None:
+    found = identifiers(text)
+    assert [one.kind for one in found] == [kind]
+    hidden = masked(text)
+    assert text[found[0].start : found[0].end] not in hidden
+    assert not any(digit in found[0].masked for digit in "0123456789")
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_ordinary_words_are_none(text: str) -> None:
+    assert [(one.kind, text[one.start : one.end]) for one in identifiers(text)] == []
+    assert masked(text) == text
+
+
+def test_masks() -> None:
+    assert masked("Read by Jane Smith, 03/14/2019.") == "R*** b* J*** S***, ##/##/####."
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_taken(text: str) -> None:
+    found = identifiers(text)
+    assert all(one.end <= other.start for one, other in pairwise(found))
+    assert len(masked(text)) <= len(text)
+
+
+def test_long_texts_take_no_time() -> None:
+    for text in ("1-" * 50_000, "A" * 100_000, "Dr. " * 25_000, "1.2/3-" * 20_000, "a.b-" * 20_000 + "@"):
+        identifiers(text)
