@@ -11,7 +11,7 @@ from medmvl.core import shipped
 from medmvl.core.config import ConfigError
 from medmvl.model.config import shipped_architecture
 from medmvl.train.recipe import RECIPES, Data, Recipe, passes
-from medmvl.train.sources import KNOWN
+from medmvl.train.sources import status
 
 NAMES = shipped.names("recipes", ".yaml")
 MINIMAL = {
@@ -51,7 +51,9 @@ def test_shipped_recipes(name: str, tmp_path: Path) -> None:
     head = (RECIPES / f"{name}.yaml").read_text().split("\n\n")[0]
     assert f"medmvl check {name}" in head or f"medmvl train {name}" in head or "medmvl demo" in head
     for data in (data for stage in recipe.stages for data in stage.data):
-        assert data.source.partition("/")[0] in KNOWN
+        found = status(data, ["nowhere"])
+        assert not found.fatal, found.note
+        assert "not here" in found.note and "nowhere/" in found.note
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,29 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmvl.core.lookup import nearest
+from medmvl.core.lookup import choices_text, nearest
+from medmvl.data.adapters.table import ADAPTERS, adapter
 from medmvl.data.store import SampleStore, StoreError, find_source
 from medmvl.train.recipe import Data
 
-KNOWN = {
-    "brain_atlas": "built here: medmvl data build brain_atlas data/brain_atlas",
-    "brain_atlas_3d": "built here: medmvl data build brain_atlas_3d data/brain_atlas_3d",
-    "ct_rate": "CT-RATE, gated: huggingface.co/datasets/ibrahimhamamci/CT-RATE",
-    "llava_pretrain": "LLaVA-Pretrain, 558K captions: huggingface.co/datasets/liuhaotian/LLaVA-Pretrain",
-    "llava_instruct_mix665k": "LLaVA-Instruct mix665k: huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
-    "llava_med": "LLaVA-Med alignment 500K and instruct 60K: github.com/microsoft/LLaVA-Med",
-    "m3d": "M3D-Cap, M3D-VQA and M3D-Seg: huggingface.co/GoodBaiBai88",
-    "medmnist": "DermaMNIST and OrganSMNIST: medmnist.com",
-    "medpix": "MPx-Single (RadFM): huggingface.co/datasets/chaoyi-wu/RadFM_data_csv",
-    "medqa": "MedQA, text only: github.com/jind11/MedQA",
-    "mimic_cxr": "MIMIC-CXR-JPG, credentialed: physionet.org/content/mimic-cxr-jpg",
-    "pathvqa": "PathVQA: huggingface.co/datasets/flaviagiammarino/path-vqa",
-    "pubmedqa": "PubMedQA, text only: pubmedqa.github.io",
-    "radfm": "MedMD and RadMD of RadFM: github.com/chaoyi-wu/RadFM",
-    "sa_med2d": "SA-Med2D-20M: huggingface.co/datasets/OpenGVLab/SA-Med2D-20M",
-    "slake": "SLAKE: huggingface.co/datasets/BoKelvin/SLAKE",
+BUILT = ("brain_atlas", "brain_atlas_3d")
+"""Benchmarks that are made here."""
+OTHERS = {
+    "llava_instruct_mix665k": (
+        "LLaVA-Instruct mix665k: huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
+        "medmvl data convert llava llava_v1_5_mix665k.json",
+    )
 }
-"""Data sets that shipped recipes name, and where they come from."""
+"""Data sets without an adapter of their own that shipped recipes name: where they come from, how to convert them."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ def status(data: Data, roots: Sequence[str | Path]) -> Status:
     try:
         found = find_source(data.source, roots)
     except StoreError as error:
-        return _missing(data, name, str(error))
+        return _missing(data, name, str(error), roots)
     tasks = list(data.tasks) if data.tasks is not None else found.tasks
     try:
         store = SampleStore(found.folder, data.split, tasks, roots=roots)
@@ -63,9 +54,30 @@ def status(data: Data, roots: Sequence[str | Path]) -> Status:
     return Status(data, store, str(store.path))
 
 
-def _missing(data: Data, name: str, error: str) -> Status:
-    if name in KNOWN and not Path(data.source).exists():
-        return Status(data, None, f"not here; {KNOWN[name]}")
-    near = nearest(name, KNOWN)
-    hint = f" Of known data sets, {near!r} is nearest ({KNOWN[near]})." if near else ""
-    return Status(data, None, f"{error}{hint}", fatal=True)
+def _missing(data: Data, name: str, error: str, roots: Sequence[str | Path]) -> Status:
+    if Path(data.source).exists():
+        return Status(data, None, error, fatal=True)
+    where = _origin(name, roots)
+    if where is None:
+        near = nearest(name, [*BUILT, *OTHERS, *ADAPTERS])
+        hint = f" Of known data sets, {near!r} is nearest ({_origin(near, roots)})." if near else ""
+        return Status(data, None, f"{error}{hint}", fatal=True)
+    if name in ADAPTERS:
+        known = [f"{name}/{task}" for task in adapter(name).tasks]
+        named = [data.source] if "/" in data.source else list(data.tasks or ())
+        wrong = [task for task in named if task not in known]
+        if wrong:
+            return Status(data, None, f"has no task {wrong[0]!r}; {choices_text(wrong[0], known, 'tasks')}", fatal=True)
+    return Status(data, None, f"not here; {where}")
+
+
+def _origin(name: str, roots: Sequence[str | Path]) -> str | None:
+    """Return where a data set comes from and which command puts it where it is looked for; None for an unknown one."""
+    out = Path(next(iter(roots), "data")) / name
+    if name in BUILT:
+        return f"built here: medmvl data build {name} {out}"
+    if name in OTHERS:
+        return f"{OTHERS[name][0]}; then {OTHERS[name][1]} {out}"
+    if name in ADAPTERS:
+        return f"{adapter(name).title}: {adapter(name).access}; then medmvl data convert {name} FOLDER {out}"
+    return None
