@@ -182,7 +182,7 @@ def test_archives_that_lie_are_refused_before_they_are_unpacked(tmp_path) -> Non
 
 
 def test_a_bomb_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("medmvl.data.adapters.medmnist._LARGEST_UNPACKED", 2**20)
+    monkeypatch.setattr("medmvl.data.npz._LARGEST_UNPACKED", 2**20)
     images = np.zeros((2000, 28, 28, 3), np.uint8)
     _member(tmp_path / "dermamnist.npz", test_images=_npy(images), test_labels=_npy(np.zeros((2000, 1), np.uint8)))
     with pytest.raises(TableError, match="would unpack to 4,704,128 bytes from"):

@@ -5,23 +5,20 @@ from __future__ import annotations
 import io
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal
+from typing import ClassVar, Literal
+from zipfile import ZipFile
 
 import numpy as np
-from numpy.lib import format as npy
 from pydantic import Field
 
 from medmvl.core.config import Strict
-from medmvl.core.lookup import choices_text
 from medmvl.core.schema import Image, Sample, SampleError, Volume
-from medmvl.data.adapters.base import Adapter, LayoutError, Media
+from medmvl.data.adapters.base import Adapter, Media
+from medmvl.data.npz import exactly, npz_array, npz_file, npz_stream
 from medmvl.data.questions import draw
 from medmvl.data.rows import Row, TableError
 
@@ -32,8 +29,6 @@ Flag = Literal[
 ]  # fmt: skip
 
 _MOST_IMAGES = 1_000_000  # of one split; the largest has 165,466
-_LARGEST_UNPACKED, _MOST_PACKED = 2**30, 200  # bytes of a member, and how often smaller it may be stored
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _SIDE = re.compile(r"(femur|kidney|lung)-(left|right)")
 _NO_FINDING = "no finding"
 
@@ -276,68 +271,21 @@ def _rows(file: Path, flag: str, size: int, split: str) -> Iterator[Row]:
     """
     subset = SUBSETS[flag]
     one = (size,) * 3 if flag.endswith("3d") else (size, size, 3) if subset.channels == 3 else (size, size)
-    with _explained(file), zipfile.ZipFile(file) as archive:
+    with npz_file(file) as archive:
         labels = _labels(file, archive, split, len(subset.names) if subset.several else 1)
-        with _array(file, archive, f"{split}_images") as (stream, shape, kind):
+        with npz_stream(archive, f"{split}_images") as (stream, shape, kind):
             if kind != np.uint8 or shape != (len(labels), *one):
                 wanted = f"uint8 {[len(labels), *one]}, one image for each label"
                 raise TableError(f"{file}: {split}_images is {kind} {list(shape)}; {flag} at this size has {wanted}")
             for number, given in enumerate(labels.tolist()):
-                image = np.frombuffer(_exactly(stream, math.prod(one)), np.uint8).reshape(one)
+                image = np.frombuffer(exactly(stream, math.prod(one)), np.uint8).reshape(one)
                 yield Row(f"{file.name}, {split} {number}", {"id": number, "image": image, "labels": given})
 
 
-def _labels(file: Path, archive: zipfile.ZipFile, split: str, width: int) -> np.ndarray:
+def _labels(file: Path, archive: ZipFile, split: str, width: int) -> np.ndarray:
     """Return the labels [N, width]."""
-    with _array(file, archive, f"{split}_labels") as (stream, shape, kind):
+    with npz_stream(archive, f"{split}_labels") as (_, shape, kind):
         if kind.kind not in "ui" or len(shape) != 2 or shape[1] != width or not 0 < shape[0] <= _MOST_IMAGES:
             wanted = f"whole numbers [N, {width}]"
             raise TableError(f"{file}: {split}_labels is {kind} {list(shape)}; {wanted} were expected")
-        return np.frombuffer(_exactly(stream, math.prod(shape) * kind.itemsize), kind).reshape(shape)
-
-
-@contextmanager
-def _array(
-    file: Path, archive: zipfile.ZipFile, name: str
-) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
-    """Open one array behind its header, which is all that has been unpacked then: stream, shape and type.
-
-    Raises:
-        TableError: no such array, objects instead of numbers, or a size that its place in the archive belies.
-    """
-    known = [member.removesuffix(".npy") for member in archive.namelist()]
-    if name not in known:
-        raise TableError(f"{file}: holds no array {name!r}; {choices_text(name, known, 'arrays')}")
-    member = archive.getinfo(f"{name}.npy")
-    if member.file_size > max(_LARGEST_UNPACKED, _MOST_PACKED * member.compress_size):
-        told = f"would unpack to {member.file_size:,} bytes from {member.compress_size:,}"
-        raise TableError(f"{file}: {name} {told}; no array of images looks like this")
-    with archive.open(member) as stream:
-        version = npy.read_magic(stream)
-        if version not in _HEADERS:
-            raise TableError(f"{file}: {name} is of .npy version {version}, which numbers do not need")
-        shape, fortran, kind = _HEADERS[version](stream)
-        if kind.hasobject or fortran:
-            raise TableError(f"{file}: {name} is {kind}{', columns first' if fortran else ''}; nothing else is read")
-        if stream.tell() + math.prod(shape) * kind.itemsize != member.file_size:
-            raise TableError(f"{file}: {name} says {kind} {list(shape)}, but is {member.file_size:,} bytes long")
-        yield stream, shape, kind
-
-
-def _exactly(stream: IO[bytes], length: int) -> bytes:
-    content = stream.read(length)
-    if len(content) < length:
-        raise EOFError("it ends too early")
-    return content
-
-
-@contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (TableError, LayoutError):
-        raise
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
-        raise TableError(f"{file}: damaged or cut off ({error}); get the file again") from error
-    except (ValueError, SyntaxError) as error:  # numpy's parser of headers
-        raise TableError(f"{file}: holds an array that cannot be read ({error}); get the file again") from error
+    return npz_array(archive, f"{split}_labels")
