@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import struct
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,12 +28,14 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from dicom_files import LOSSLESS, dataset, gdcm_compress, item, save
+import phantom
+from dicom_files import LOSSLESS, SYNTAX, dataset, gdcm_compress, item, save, slices, write_series
 from medmvl.imaging import deid_files
 from medmvl.imaging.confidentiality import PRIVATE, Action, action_of, edition, identifying, profile
 from medmvl.imaging.deid import deidentify
 from medmvl.imaging.deid_files import Outcome, deidentify_files, files_of
 from medmvl.imaging.pseudonym import pseudonym
+from medmvl.imaging.series import read_series
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # marks are no valid values of every kind
 
@@ -404,3 +407,37 @@ def test_uids_of_classes_are_kept() -> None:
     assert action_of(Tag("StudyInstanceUID"), "UI") is Action.REMAP
     assert action_of(Tag("SharedFunctionalGroupsSequence"), "OB") is Action.REMOVE
     assert action_of(Tag(0x0011, 0x0010), "LO") is Action.REMOVE
+
+
+@pytest.mark.parametrize("compress", [None, SYNTAX.JPEGLSLossless])
+def test_a_cleaned_series_is_the_same_volume(tmp_path: Path, compress: object) -> None:
+    made = slices(phantom.image("LPS"), AcquisitionDate="20200101", StudyInstanceUID="1.2.34567.1")
+    write_series(tmp_path / "in", made, compress=compress)
+    outcomes = run(tmp_path / "in")
+    (folder,) = {(tmp_path / "out" / outcome.written).parent for outcome in outcomes}
+    before, after = read_series(tmp_path / "in"), read_series(folder)
+    np.testing.assert_array_equal(before.array, after.array)
+    assert (before.spacing, before.origin, before.direction) == (after.spacing, after.origin, after.direction)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    places=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6),
+    end=st.floats(0.1, 1),
+    seed=st.booleans(),
+)
+def test_damaged_files_are_told_and_never_raise(places: list[tuple[float, int]], end: float, seed: bool) -> None:
+    buffer = io.BytesIO()
+    image(LISTED[:: 2 if seed else 40], ImplicitVRLittleEndian if seed else ExplicitVRLittleEndian).save_as(
+        buffer, enforce_file_format=True
+    )
+    data = bytearray(buffer.getvalue())
+    for place, value in places:
+        data[int(place * (len(data) - 1))] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "SECRET"
+        path.write_bytes(data[: int(end * len(data))])
+        outcome = deid_files._outcome(Path(folder) / "out", KEY, False, (0, path))
+        assert outcome.status in ("written", "broken", "left_out", "refused") and MARK not in outcome.reason
+        if outcome.status == "written":
+            assert identifying(dcmread(Path(folder) / "out" / outcome.written)) == []

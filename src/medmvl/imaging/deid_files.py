@@ -76,18 +76,22 @@ def files_of(source: str | Path) -> list[Path]:
     """Return the file, or all files of a tree, sorted; links to folders are not followed.
 
     Raises:
-        ValueError: nothing is there.
+        ValueError: nothing is there, or a folder cannot be listed.
     """
     source = Path(source)
     if not source.exists():
         raise ValueError(f"{source}: does not exist; name a DICOM file or a folder of them")
     if source.is_file():
         return [source]
-    found = (Path(folder) / name for folder, _, names in os.walk(source) for name in names)
-    files = sorted(path for path in found if path.is_file())
+    found = (Path(folder) / name for folder, _, names in os.walk(source, onerror=_unlisted) for name in names)
+    files = sorted(path for path in found if path.is_file() or path.is_symlink())
     if not files:
         raise ValueError(f"{source}: holds no files")
     return files
+
+
+def _unlisted(error: OSError) -> None:
+    raise ValueError(f"{error.filename}: cannot be listed ({error.strerror}); nothing was written") from error
 
 
 def deidentify_files(
