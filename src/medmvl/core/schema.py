@@ -404,8 +404,8 @@ def _plain_part(part: Any, role: str, folders: tuple[str, ...] | None) -> Text |
         if type(part["box"]) is not int or part["box"] < 0:
             raise ValueError
         return _made(BoxRef, {"type": kind, "box": part["box"]}, {"type", "box"})
-    path = part["path"]
-    if kind not in ("image", "volume") or role == "assistant" or type(path) is not str or not path:
+    path = _plain_text(part["path"])
+    if kind not in ("image", "volume") or role == "assistant" or not path:
         raise ValueError
     values = {"type": kind, "path": path if folders is None else _inside(path, folders), "blank": False}
     return _made(Image if kind == "image" else Volume, values, {"type", "path"})
