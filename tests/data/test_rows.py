@@ -132,6 +132,7 @@ def test_broken_json_is_an_error_with_its_line_after_the_rows_before(tmp_path, c
         ("", "the file is empty"),
         ("version https://git-lfs", "Git LFS"),
         ("<!DOCTYPE html>", "web page"),
+        ('[{"a": 1}]'.encode("utf-16"), "save the file as UTF-8"),
         ('{\n "a": [1]\n}', "is one JSON object"),
     ],
 )

@@ -367,8 +367,9 @@ def _row(place: str, item: Any) -> Row | BadRow:
 def _no_list(first: str) -> str:
     if not first:
         return "the file is empty; get it again"
-    known = {"v": "; perhaps a placeholder of Git LFS", "<": "; perhaps a web page that says why it is not served"}
-    return f"no JSON, it begins with {first!r}{known.get(first, '')}"
+    hints = {"v": "; perhaps a placeholder of Git LFS", "<": "; perhaps a web page that says why it is not served"}
+    hint = hints.get(first, "" if first.isascii() and first.isprintable() else "; save the file as UTF-8")
+    return f"no JSON, it begins with {first!r}{hint}"
 
 
 @contextmanager
