@@ -15,9 +15,8 @@ from medmvl.core import shipped
 @pytest.fixture(scope="module")
 def store(work: Path) -> Path:
     out = work / "data" / "colours"
-    assert (
-        main(["data", "convert", "annotations", f"{work}/annotations.json", str(out), "--root", f"{work}/images"]) == 0
-    )
+    file, images = f"{work}/annotations.json", f"{work}/images"
+    assert main(["data", "convert", "annotations", file, str(out), "--option", f"media_root={images}"]) == 0
     return out
 
 

@@ -49,14 +49,17 @@ def test_predict_answers_what_is_right_in_a_broken_file(work: Path, bundle: Path
     assert "leaves the given folders" in rows[0]["error"] and "one path per placeholder" in rows[2]["error"]
 
 
-def test_convert_names_every_wrong_sample(
+def test_convert_tells_every_wrong_sample_and_writes_the_others(
     work: Path, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "store"
-    assert main(["data", "convert", "annotations", str(broken), str(out), "--root", f"{work}/images"]) == 2
-    told = capsys.readouterr().err
-    assert "2 of 4 samples are wrong, nothing was written" in told and "'s0'" in told and "'s2'" in told
-    assert not list(out.glob("*.jsonl"))
+    option = f"media_root={work}/images"
+    assert main(["data", "convert", "annotations", str(broken), str(out), "--option", option]) == 0
+    printed = capsys.readouterr()
+    assert "2 rows were refused" in printed.err and "'s0'" in printed.err and "'s2'" in printed.err
+    assert [json.loads(line)["id"] for line in (out / "train.jsonl").read_text().splitlines()] == ["s1", "s3"]
+    assert [json.loads(line)["id"] for line in (out / "refused.jsonl").read_text().splitlines()] == ["s0", "s2"]
+    assert f"run.data_roots='[{tmp_path}, {work}/images]'" in printed.out
 
 
 def test_inspect_shows_a_store_with_broken_samples(
