@@ -97,7 +97,8 @@ def convert(
             raise StoreError(f"{source.root}: no sample can be used. {refusals.text() or error}") from error
     unpacked.settle()
     manifest = write_manifest(out, _about(source, out, options or {}, media, refusals), entries)
-    return Conversion(manifest, refusals.count, refusals.told, media.missing, media.absent, media.root(source.root))
+    outside = None if embed else media.root(source.root)
+    return Conversion(manifest, refusals.count, refusals.told, media.missing, media.absent, outside)
 
 
 def choose(known: Mapping[str, str], given: Sequence[str], what: str) -> list[str]:

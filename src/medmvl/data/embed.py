@@ -41,10 +41,12 @@ def pack(path: str, sample_id: str) -> tuple[str, list[Packed]]:
         raise SampleError(f"cannot be embedded: {error.strerror or error}", sample_id, path) from None
     except ValueError as error:
         raise SampleError(f"cannot be embedded: {error}", sample_id, path) from None
-    name = _address([content for _, content in contents], "" if os.path.isdir(file) else contents[0][0])
-    files = [(name, contents[0][1])]
     if os.path.isdir(file):
-        files = [(f"{name}/{number:06d}{suffix}", data) for number, (suffix, data) in enumerate(contents)]
+        name = _folder_address([content for _, content in contents])
+        files = [(f"{name}/{number:06d}{suffix}", content) for number, (suffix, content) in enumerate(contents)]
+    else:
+        name = _file_address(*contents[0])
+        files = [(name, contents[0][1])]
     return (f"{name}#{fragment}" if fragment else name), files
 
 
@@ -67,10 +69,15 @@ def _suffix(name: str) -> str:
     return found.group() if found else ""
 
 
-def _address(contents: Iterable[bytes], suffix: str) -> str:
-    digests = [hashlib.sha256(content).digest() for content in contents]
-    name = (digests[0] if len(digests) == 1 and suffix else hashlib.sha256(b"".join(digests)).digest()).hex()[:40]
+def _file_address(suffix: str, content: bytes) -> str:
+    name = hashlib.sha256(content).hexdigest()[:40]
     return f"unpacked/{name[:2]}/{name}{suffix}"
+
+
+def _folder_address(contents: Iterable[bytes]) -> str:
+    digests = [hashlib.sha256(content).digest() for content in contents]
+    name = hashlib.sha256(b"folder" + b"".join(digests)).hexdigest()[:40]
+    return f"unpacked/{name[:2]}/{name}"
 
 
 def addresses(data: Mapping[str, Any]) -> list[str]:
@@ -87,26 +94,27 @@ def unpack(folder: Path, files: Iterable[Packed]) -> None:
         ValueError: an address leads elsewhere, or a content is not what its address says.
         OSError: it cannot be written.
     """
-    media: dict[str, list[Packed]] = {}
+    media: dict[str, dict[str, bytes]] = {}
     for address, content in files:
         name = address if _ADDRESS.fullmatch(address) else address.rpartition("/")[0]
-        if not _ADDRESS.fullmatch(name) or ".." in address:
+        if not _ADDRESS.fullmatch(name) or address.endswith(("/..", "/.", "/")):
             raise ValueError(f"{address!r} is no address of an embedded medium")
-        media.setdefault(name, []).append((address, content))
+        media.setdefault(name, {})[address] = content
     for name, members in media.items():
         if not (folder / name).exists():
-            _write(folder, name, members)
+            _write(folder / name, name, members)
 
 
-def _write(folder: Path, name: str, members: list[Packed]) -> None:
-    alone = members[0][0] == name
-    if _address([content for _, content in members], _suffix_of(name) if alone else "") != name:
+def _write(target: Path, name: str, members: Mapping[str, bytes]) -> None:
+    """Write a file, or a folder of files, in one move."""
+    alone = name in members
+    made = _file_address("".join(target.suffixes), members[name]) if alone else _folder_address(members.values())
+    if made != name:
         raise ValueError(f"{name}: the embedded content is damaged")
-    target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
     try:
-        for address, content in members:
+        for address, content in members.items():
             (fresh / Path(address).name).write_bytes(content)
         if alone:
             os.replace(fresh / target.name, target)
@@ -119,7 +127,3 @@ def _write(folder: Path, name: str, members: list[Packed]) -> None:
                 raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _suffix_of(name: str) -> str:
-    return "".join(Path(name).suffixes)
