@@ -9,7 +9,7 @@ from pydicom import dcmread
 
 from dicom_files import dataset, save
 from medmvl.cli.main import main
-from medmvl.imaging.deid import identifying
+from medmvl.imaging.confidentiality import identifying
 
 PIXELS = np.arange(64, dtype=np.uint16).reshape(8, 8)
 

@@ -334,8 +334,11 @@ def test_files_that_are_no_pictures_are_left_out(tmp_path: Path) -> None:
     report.file_meta = image().file_meta
     save(folder / "b.dcm", report)
     write_directory(folder / "c.dcm")
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = MARK
+    save(folder / "d.dcm", report)
     outcomes = run(folder)
-    assert [outcome.status for outcome in outcomes] == ["left_out"] * 3 and "DICOMDIR" in outcomes[2].reason
+    assert MARK not in str(outcomes)
+    assert [outcome.status for outcome in outcomes] == ["left_out"] * 4 and "DICOMDIR" in outcomes[2].reason
     assert "no DICOM" in outcomes[0].reason and "Basic Text SR" in outcomes[1].reason
     assert not (tmp_path / "out").exists()
 

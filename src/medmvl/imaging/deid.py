@@ -16,15 +16,12 @@ from medmvl.imaging.confidentiality import (
     Action,
     action_of,
     dummy,
-    identifying,
     is_empty,
     is_standard,
     keyword_of,
     vr_of,
 )
 from medmvl.imaging.pseudonym import pseudonym, pseudonymous_uid
-
-__all__ = ["ElementError", "Treated", "burned_in", "deidentify", "doubt", "identifying", "patient_of"]
 
 Treated = dict[str, dict[str, int]]
 """What was done -> keyword -> how many times: {"removed": {"PatientComments": 1}, ...}; never a value."""

@@ -194,9 +194,10 @@ def _check_picture(dataset: Dataset) -> None:
     if not len(dataset):  # pydicom gives up a file that ends within compressed pixels
         raise _BrokenError("is cut off")
     pixels = [dataset.get_item(keyword) for keyword in _PIXELS if keyword in dataset]
-    kind = UID(str(dataset.get("SOPClassUID") or "")).name
+    stated = UID(str(dataset.get("SOPClassUID") or ""))
+    kind = "of unknown kind" if stated.name == stated else stated.name  # never what a damaged element holds
     if not pixels and not has_picture(dataset) and "Image" not in kind:
-        raise _LeftOutError(f"has no picture ({kind or 'of unknown kind'}); its text may name anyone")
+        raise _LeftOutError(f"has no picture ({kind}); its text may name anyone")
     raws = (dataset.get_item(tag) for tag in list(dataset.keys()))
     if not pixels or not has_picture(dataset) or any(_is_cut(raw) for raw in raws if isinstance(raw, RawDataElement)):
         raise _BrokenError("is cut off")
