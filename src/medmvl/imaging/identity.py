@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataset import Dataset
 
 from medmvl.imaging.address import split_address
-from medmvl.imaging.deid import identifying
-from medmvl.imaging.picture import ImageError
+from medmvl.imaging.confidentiality import identifying
+from medmvl.imaging.dicom_file import clear_errors
 
 _INDIRECT = {"DA", "TM", "DT", "UI"}
 
@@ -41,21 +39,14 @@ def identity_of(path: str | Path) -> Identity:
     file = split_address(path).file
     keywords: set[str] = set()
     burned_in = False
-    for header in _headers(file):
-        keywords.update(identifying(header))
-        burned_in = burned_in or str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES"
+    for one in sorted(file.iterdir()) if file.is_dir() else [file]:
+        if one.is_file() and _is_dicom(one):
+            with clear_errors(one):
+                header = dcmread(one, stop_before_pixels=True, force=True)
+                keywords.update(identifying(header))
+                burned_in = burned_in or str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES"
     indirect = {keyword for keyword in keywords if _is_indirect(keyword)}
     return Identity(tuple(sorted(keywords - indirect)), tuple(sorted(indirect)), burned_in)
-
-
-def _headers(file: Path) -> Iterator[Dataset]:
-    for one in sorted(file.iterdir()) if file.is_dir() else [file]:
-        if not one.is_file() or not _is_dicom(one):
-            continue
-        try:
-            yield dcmread(one, stop_before_pixels=True, force=True)
-        except Exception as error:  # pydicom raises whatever the damage leads to; its words may quote values
-            raise ImageError(one, f"its DICOM header is damaged ({type(error).__name__})") from None
 
 
 def _is_dicom(path: Path) -> bool:

@@ -35,18 +35,19 @@ def near_pairs(
         size: [n, 3] by number: depth, height, width.
     """
     first, second = (np.unique(group[phash[group] != 0]) for group in (first, second))
-    done: set[tuple[int, int]] = set()
     for one, other in combinations(range(_BLOCKS), 2):
         keys = [
             _block(phash[group], one) << np.uint64(_WIDTH) | _block(phash[group], other) for group in (first, second)
         ]
         for a, b in _in_one_bucket(*keys):
             left, right = first[a], second[b]
-            close = (np.bitwise_count(phash[left] ^ phash[right]) <= DISTANCE) & (left != right)
-            for pair in _alike(left[close], right[close], small, size):
-                if pair[:2] not in done:
-                    done.add(pair[:2])
-                    yield pair
+            changed = phash[left] ^ phash[right]
+            close = (np.bitwise_count(changed) <= DISTANCE) & (left != right)
+            left, right, changed = left[close], right[close], changed[close]
+            for block in set(range(other)) - {one}:  # a pair belongs to its first table alone
+                new = _block(changed, block) != 0
+                left, right, changed = left[new], right[new], changed[new]
+            yield from _alike(left, right, small, size)
 
 
 def _block(hashes: np.ndarray, number: int) -> np.ndarray:

@@ -20,8 +20,9 @@ from medmvl.data.audit.identifiers import identifiers, masked
 from medmvl.data.store import SampleStore
 from medmvl.imaging.workers import work_all
 
-SIDES, DISTINCT = 1, 2
-"""Flags of a row: its texts name left or right; its patient's id can hardly be another data set's by chance."""
+SIDES, DISTINCT, BROKEN = 1, 2, 4
+"""Flags of a row: its texts name left or right; its patient's id can hardly be another data set's by chance; it cannot
+be read."""
 
 USAGE = np.dtype([("media", "u8"), ("origin", "i2"), ("row", "i4"), ("position", "i2")])
 """A medium by the hash of its address, and where it is shown: number of the split, row, which of the sample's media."""
@@ -79,7 +80,7 @@ class Origin:
         """Return the example of a row."""
         try:
             sample_id = self.store[row].id
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             sample_id = getattr(error, "sample_id", "?")
         return Example(self.name, self.split, sample_id, **about)  # type: ignore[arg-type]
 
@@ -104,7 +105,7 @@ class Facts:
         patient, study: uint64 hashes.
         ask, answer: uint64 hashes of media and question, and of the answer, both normalised.
         words: uint32, of all texts.
-        flags: uint8, see `SIDES` and `DISTINCT`.
+        flags: uint8, see `SIDES`.
         usage: entries of `USAGE`, the media of the first rows that show them; an array per chunk.
         counts: what statistics tell, (aspect, name) -> samples.
         answers: (task, answer) -> samples of closed questions; tasks with too many answers have `None` in them.
@@ -182,15 +183,39 @@ def look(
         for start in range(0, len(origin.store), _CHUNK)
     )
 
-    def begin() -> Callable[[Chunk], tuple[Chunk, Facts | str]]:
+    def begin() -> Callable[[Chunk], tuple[Chunk, Facts]]:
         return lambda chunk: (chunk, _look(origins, chunk, most))
 
-    for (number, start, end), part in work_all(begin, chunks, lambda chunk, how: (chunk, how), workers):
-        if isinstance(part, str):
-            raise MemoryError(f"{origins[number].store.path}: rows {start} to {end}: {part}")
+    for (number, start, end), part in work_all(begin, chunks, _died, workers):
         facts[number].take(start, part, most)
         advance(end - start)
+    for number, (origin, known) in enumerate(zip(origins, facts, strict=True)):
+        known.usage.append(np.array(list(_behind_broken(origin, number, known)), USAGE))
     return facts
+
+
+def _died(chunk: Chunk, how: str) -> tuple[Chunk, Facts]:
+    """Return facts that say that none of these rows could be read."""
+    _, start, end = chunk
+    facts = Facts.empty(end - start)
+    facts.flags[:] = BROKEN
+    facts.note("broken_row", start, f"rows {start} to {end - 1}", how, (), 1)
+    facts.wrong["broken_row"] = end - start
+    return chunk, facts
+
+
+def _behind_broken(origin: Origin, number: int, facts: Facts) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the usage of media whose first row cannot be read, by the next one that can."""
+    broken = facts.flags == BROKEN
+    keys = origin.store.media_keys
+    rows = np.flatnonzero(np.isin(keys, keys[broken & origin.first]) & ~broken & (keys != 0))
+    for row in rows[np.unique(keys[rows], return_index=True)[1]].tolist():
+        yield from _usage(origin.store[row], number, row)
+
+
+def _usage(sample: Sample, number: int, row: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield an entry of `USAGE` for every medium of a sample."""
+    yield from ((_hash(path), number, row, position) for position, path in enumerate(sample.media_key))
 
 
 def _look(origins: Sequence[Origin], chunk: Chunk, most: int) -> Facts:
@@ -200,7 +225,8 @@ def _look(origins: Sequence[Origin], chunk: Chunk, most: int) -> Facts:
     for place, row in enumerate(range(start, end)):
         try:
             sample = origin.store[row]
-        except ValueError as error:  # of the sample, its line or its shard
+        except (ValueError, OSError) as error:  # of the sample, its line or its shard
+            facts.flags[place] = BROKEN
             told = getattr(error, "message", str(error)).replace(str(origin.store.folder), str(origin.folder))
             facts.note("broken_row", row, "", masked(told), (), most)
             continue
@@ -209,7 +235,7 @@ def _look(origins: Sequence[Origin], chunk: Chunk, most: int) -> Facts:
         for kind, where, detail, about in _mistakes(origin, sample):
             facts.note(kind, row, where, detail, about, most)
         if origin.first[row]:
-            shown += [(_hash(path), number, row, position) for position, path in enumerate(sample.media_key)]
+            shown += _usage(sample, number, row)
     facts.usage.append(np.array(shown, USAGE))
     return facts
 
