@@ -135,7 +135,7 @@ def write(folder: Path) -> Path:
 
 
 def build(folder: Path) -> Root:
-    """Wrong in training: a path outside, no text, no answer, a choice less, three masks: empty, nameless, no such id."""
+    """Wrong in training: a path outside, no text, no answer, a choice less, and masks: empty, nameless, no such id."""
     counts = {
         **{("train", f"m3d/{task}"): 2 for task in ("caption", "vqa_open", "rec", "reg", "refseg")},
         **{("train", f"m3d/{task}"): 1 for task in ("vqa_closed", "vqa_yn")},

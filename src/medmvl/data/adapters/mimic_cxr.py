@@ -206,7 +206,7 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
             raise ValueError(f"its report has no {wanted}; it has {', '.join(found)}")
         return text
 
-    @property
+    @cached_property
     def _files(self) -> Path:
         return self.find("files", "images")
 
@@ -216,7 +216,7 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
         found = (path.suffix for path in self._files.glob("p*/p*/s*/*") if path.suffix in (".jpg", ".dcm"))
         return next(found, ".jpg")
 
-    @property
+    @cached_property
     def _report_folders(self) -> list[Path]:
         if self.options.reports is not None:
             return [self.root / self.options.reports]  # an absolute path stays itself

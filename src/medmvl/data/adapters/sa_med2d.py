@@ -326,10 +326,11 @@ def _parts(found: np.ndarray, smallest: int) -> list[tuple[int, ...]]:
     """Return the boxes around the connected parts (over edges and corners) that are not too small."""
     from scipy import ndimage
 
-    numbers, _ = ndimage.label(found, np.ones((3, 3)))
+    left, top, right, bottom = _extent(found)
+    numbers, _ = ndimage.label(found[top:bottom, left:right], np.ones((3, 3)))
     sizes = np.bincount(numbers.ravel())[1:]
     boxes = zip(ndimage.find_objects(numbers), sizes, strict=True)
-    return [(x.start, y.start, x.stop, y.stop) for (y, x), size in boxes if size >= smallest]
+    return [(x.start + left, y.start + top, x.stop + left, y.stop + top) for (y, x), size in boxes if size >= smallest]
 
 
 def _size(path: str) -> tuple[int, int]:
