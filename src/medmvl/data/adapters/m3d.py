@@ -6,7 +6,7 @@ import io
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -107,6 +107,18 @@ M3D_RefSeg_npy/s0000/ct.npy, mask.npy
         paths = [self.path(relative, base) for base in (self.root, folder)]
         return next(filter(os.path.exists, paths), paths[0])
 
+    @cached_property
+    def _captioned(self) -> Path:
+        return self._folder("M3D_Cap_npy", "M3D_Cap", "M3D-Cap")
+
+    @cached_property
+    def _described(self) -> Path:
+        return self._folder("M3D_RefSeg_npy", "M3D_RefSeg", "M3D-RefSeg")
+
+    def _folder(self, *names: str) -> Path:
+        """Return the folder of one set; the root, where none of its names is there."""
+        return next((self.root / name for name in names if (self.root / name).is_dir()), self.root)
+
     # M3D-Cap.
 
     def _texts(self, split: str) -> Iterator[Row | BadRow]:
@@ -120,12 +132,6 @@ M3D_RefSeg_npy/s0000/ct.npy, mask.npy
         key = f"caption-{Path(volume).relative_to(self.root).with_suffix('').as_posix()}"
         question, answer = draw("m3d_caption", key, split), _findings(text)
         yield self.sample(key, split, "caption", question, answer, [_volume(volume)], **_meta(volume, "open"))
-
-    @property
-    def _captioned(self) -> Path:
-        """Folder of M3D-Cap's volumes."""
-        names = ("M3D_Cap_npy", "M3D_Cap", "M3D-Cap")
-        return next((self.root / name for name in names if (self.root / name).is_dir()), self.root)
 
     # M3D-VQA.
 
@@ -225,10 +231,10 @@ M3D_RefSeg_npy/s0000/ct.npy, mask.npy
         return csv_rows(file, ("Image", "Mask", "Mask_ID", "Question", "Answer"))
 
     def _refseg(self, split: str, row: Row) -> Iterator[Sample]:
-        names = ("M3D_RefSeg_npy", "M3D_RefSeg", "M3D-RefSeg")
-        folder = next((self.root / name for name in names if (self.root / name).is_dir()), self.root)
         # The published table names the NIfTI files that the arrays are made of.
-        volume, mask = (self._file(row.text(field).replace(".nii.gz", ".npy"), folder) for field in ("Image", "Mask"))
+        volume, mask = (
+            self._file(row.text(field).replace(".nii.gz", ".npy"), self._described) for field in ("Image", "Mask")
+        )
         array, number = _array(mask), row.text("Mask_ID").removesuffix(".0")
         if not number.isdecimal():
             raise ValueError(f"Mask_ID is a number, got {number!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -69,9 +69,7 @@ class MimicCxrOptions(Strict):
     views: Literal["all", "frontal", "lateral"] = Field(
         default="all", description="by ViewPosition of the metadata table; other images are left out"
     )
-    labels: Literal["chexpert", "negbio", "radiologist"] = Field(
-        default="chexpert", description="table of the labels; radiologist: the labelled test set of version 2.1.0"
-    )
+    labels: Literal["chexpert", "negbio"] = Field(default="chexpert", description="table of the labels")
     uncertain: Literal["negative", "positive", "refuse"] = Field(
         default="negative", description="what the label 'uncertain' counts as; refuse: studies that have one"
     )
@@ -122,24 +120,28 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
     Options = MimicCxrOptions
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
-        self.find("files", "images")
-        tables = "official" if any(self.root.glob("mimic-cxr-2.?.0-split.csv*")) else "r2gen"
-        form = tables if self.options.form == "auto" else self.options.form
-        if form == "r2gen" and not (self.root / "annotation.json").is_file():
-            self.find(*_table("split"), "annotation.json")
+        form = self._form()
         if form == "official" and "report" in tasks:
             self._check_reports()
         # Tables are read before the first row, so that one that is missing is no fault of the rows.
-        _ = self._views, "classification" not in tasks or self._labelled
-        make = partial(self._r2gen if form == "r2gen" else self._study, split, tasks)
-        yield from self.each(self._annotated(split) if form == "r2gen" else self._listed(split), make)
+        _ = self._files, self._views, "classification" not in tasks or self._labelled
+        if form == "official":
+            rows = self._listed(split) if self.options.images == "each" else _by_study(self._listed(split))
+            yield from self.each(rows, partial(self._study, split, tasks))
+        else:
+            rows = json_rows(self.find("annotation.json"), split)
+            yield from self.each(rows, partial(self._r2gen, split, tasks))
+
+    def _form(self) -> str:
+        if self.options.form != "auto":
+            return str(self.options.form)
+        return "r2gen" if self.find(*_table("split"), "annotation.json").suffix == ".json" else "official"
 
     # The official form.
 
     def _listed(self, split: str) -> Iterator[Row | BadRow]:
-        """Yield studies of the split table, each with one of its images, or with all."""
+        """Yield the images of one split of the split table, with their paths."""
         official = "validate" if split == "val" else split
-        studies: dict[str, Row] = {}
         for row in csv_rows(self.find(*_table("split")), ("dicom_id", "study_id", "subject_id", "split")):
             if isinstance(row, BadRow) or row.data["split"] not in ("train", "validate", "test"):
                 if split == "train":  # told once, not with every split
@@ -147,17 +149,9 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
                     yield BadRow(row.place, told)
             elif row.data["split"] == official and self._is_wanted(row.data["dicom_id"]):
                 try:
-                    one = {**row.data, "id": row.text("dicom_id"), "paths": [self._image(row)]}
+                    yield Row(row.place, {**row.data, "id": row.text("dicom_id"), "paths": [self._image(row)]})
                 except ValueError as error:
                     yield BadRow(row.place, str(error))
-                    continue
-                if self.options.images == "each":
-                    yield Row(row.place, one)
-                elif (study := row.data["study_id"]) in studies:
-                    studies[study].data["paths"] += one["paths"]
-                else:
-                    studies[study] = Row(row.place, {**one, "id": f"s{study}"})
-        yield from studies.values()
 
     def _image(self, row: Row) -> str:
         patient, study = _number(row, "subject_id"), _number(row, "study_id")
@@ -229,9 +223,6 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
 
     # R2Gen's form.
 
-    def _annotated(self, split: str) -> Iterator[Row | BadRow]:
-        return json_rows(self.find("annotation.json"), split)
-
     def _r2gen(self, split: str, tasks: Collection[str], row: Row) -> Iterator[Sample | SampleError]:
         patient, study = _number(row, "subject_id"), _number(row, "study_id")
         paths = row.data.get("image_path")
@@ -295,13 +286,9 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
     @cached_property
     def _labelled(self) -> dict[str, tuple[str, ...] | str]:
         """Study -> its states in the order of `LABELS`, or what is wrong with its row."""
-        if self.options.labels == "radiologist":
-            file = self.find("mimic-cxr-2.1.0-test-set-labeled.csv", "mimic-cxr-2.1.0-test-set-labeled.csv.gz")
-        else:
-            file = self.find(*_table(self.options.labels))
         found: dict[str, tuple[str, ...] | str] = {}
         same: dict[tuple[str, ...], tuple[str, ...]] = {}  # 200,000 studies share some thousand combinations
-        for row in csv_rows(file, ("study_id", *LABELS)):
+        for row in csv_rows(self.find(*_table(self.options.labels)), ("study_id", *LABELS)):
             if isinstance(row, Row):
                 given = [row.optional(label).removesuffix(".0") for label in LABELS]
                 states = tuple(_STATES.get(value, "?") for value in given)
@@ -311,6 +298,19 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
 
 
 _FINDINGS = tuple(label.lower() for label in LABELS if label != "No Finding")
+
+
+def _by_study(images: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """Yield one row for each study, with the paths of all its images; those that cannot be used stand alone."""
+    studies: dict[str, Row] = {}
+    for row in images:
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        study = row.data["study_id"]
+        known = studies.setdefault(study, Row(row.place, {**row.data, "id": f"s{study}", "paths": []}))
+        known.data["paths"].extend(row.data["paths"])
+    yield from studies.values()
 
 
 def sections(report: str) -> dict[str, str]:
