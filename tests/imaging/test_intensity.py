@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medmvl.imaging.header import warn_once
 from medmvl.imaging.intensity import apply_lut, apply_window, percentile_window, to_display, value_range
 from medmvl.imaging.picture import Lut, Picture, Window
 
@@ -74,3 +75,12 @@ def test_percentiles_only_when_asked():
         percentile_window(array, 99, 1)
     with pytest.raises(ValueError, match="no finite value"):
         percentile_window(np.full((2, 2), np.nan), 1, 99)
+
+
+def test_a_data_set_in_doubt_is_told_by_its_first_files(caplog):
+    for number in [*range(30), *range(30)]:
+        warn_once(f"{number}.nii.gz#frame=1", "window", "is in doubt")
+    assert len(caplog.records) == 10
+    assert "0.nii.gz" in caplog.records[0].getMessage() and "are not told" in caplog.records[-1].getMessage()
+    warn_once("0.nii.gz", "spacing", "is odd")
+    assert caplog.records[-1].getMessage() == "0.nii.gz: is odd"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ ORIENTATION_HINT = (
 )
 
 _log = get_logger(__name__)
-_WARNED: set[tuple[str, str]] = set()
+_TOLD = 10  # files, of each subject
+_WARNED: defaultdict[str, set[str]] = defaultdict(set)
 
 _VECTORS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 
@@ -88,8 +90,14 @@ def stated_direction(file: Path, letters: str) -> tuple[float, ...]:
 
 
 def warn_once(path: str | Path, subject: str, doubt: str) -> None:
-    """Warn about a file, once per process and subject: training reads it in every epoch, under one address or more."""
-    key = split_fragment(str(path))[0], subject
-    if key not in _WARNED:
-        _WARNED.add(key)
-        _log.warning("%s: %s", path, doubt)
+    """Warn about a file, once per process and subject: training reads it in every epoch, under one address or more.
+
+    A whole data set in doubt is told by its first files.
+    """
+    told = _WARNED[subject]
+    file = split_fragment(str(path))[0]
+    if file in told or len(told) >= _TOLD:
+        return
+    told.add(file)
+    more = f" (further files in this doubt about their {subject} are not told)" if len(told) == _TOLD else ""
+    _log.warning("%s: %s%s", path, doubt, more)
