@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import struct
 import zipfile
 import zlib
 from array import array
@@ -18,6 +19,10 @@ from medmvl.core.atomic import atomic_file
 from medmvl.core.log import get_logger
 from medmvl.core.schema import Sample, SampleError, relative_path
 from medmvl.data.tally import Tally
+
+DAMAGED = (OSError, ValueError, LookupError, EOFError, RuntimeError, SyntaxError, TypeError, MemoryError, struct.error,
+           zipfile.BadZipFile, zlib.error)  # fmt: skip
+"""What a damaged .npz raises, depending on which byte it is."""
 
 
 class StoreError(ValueError):
@@ -94,6 +99,18 @@ class LineReader:
             self.hash = hashlib.file_digest(file, "sha256").hexdigest()
         self._index = _load_index(path.with_suffix(".index.npz"), self.hash) or _scan(path)
         self.tasks, self.media, self.task_names = self._index.tasks, self._index.media, self._index.task_names
+
+    def prefix_hash(self, rows: int) -> str:
+        """Return the sha256 of the file up to the end of its first rows; "" for none."""
+        if not rows:
+            return ""
+        left = int(self._index.offsets[rows - 1] + self._index.lengths[rows - 1])
+        digest = hashlib.sha256()
+        with opened(self.path) as file:
+            while left and (block := file.read(min(left, 2**20))):
+                digest.update(block)
+                left -= len(block)
+        return digest.hexdigest()
 
     def read(self, row: int) -> tuple[Mapping[str, Any], str]:
         """Return what stands at a row, and the place for messages."""
@@ -192,7 +209,7 @@ def _load_index(path: Path, digest: str) -> Index | None:
                 return None
             fields = {name: saved[name] for name in ("offsets", "lengths", "lines", "tasks", "media")}
             return Index(**fields, task_names=saved["task_names"].tolist())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         get_logger(__name__).warning("%s is damaged (%s); the samples are read once more instead", path, error)
         return None
 

@@ -169,7 +169,8 @@ class ShardReader:
         self._folder, self._paths = folder, [folder / name for name in names]
         self.path = self._paths[0]
         opened = [_open(path) for path in self._paths]
-        self.hash = _joined([_digest_of(file) for file in opened])
+        self._digests = [_digest_of(file) for file in opened]
+        self.hash = _joined(self._digests)
         if self.hash != digest:
             raise StoreError(f"{self.path}: the shards are of other samples than the manifest; convert them again")
         self._groups = [(shard, group) for shard, file in enumerate(opened) for group in range(file.num_row_groups)]
@@ -177,10 +178,17 @@ class ShardReader:
         self._group_starts = np.cumsum(heights) - heights
         sizes, self.tasks, self.media, self.task_names = _columns(self._paths, opened)
         self._row_starts = np.cumsum(sizes) - sizes
+        by_shard = np.split(sizes, np.cumsum([file.metadata.num_rows for file in opened])[:-1])
+        self._shard_ends = np.cumsum([part.sum() for part in by_shard])
         self._cache: list[tuple[int, pa.ListArray]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_cache": []}
+
+    def prefix_hash(self, rows: int) -> str:
+        """Return what stands for the first rows; "" unless they end with a shard."""
+        ends = np.flatnonzero(self._shard_ends == rows)
+        return _joined(self._digests[: int(ends[0]) + 1]) if len(ends) else ""
 
     def read(self, row: int) -> tuple[Mapping[str, Any], str]:
         """Return the sample of a row, its embedded media unpacked, and the place for messages.

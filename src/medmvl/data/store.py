@@ -263,6 +263,20 @@ class SampleStore(Sequence[Sample]):
         return sample if sample.split else sample.model_copy(update={"split": self.split})
 
     @property
+    def places(self) -> np.ndarray:
+        """Number of every row in the whole split, whose tasks may be more."""
+        return self._rows
+
+    @property
+    def total(self) -> int:
+        """Rows of the whole split."""
+        return len(self._reader.tasks)
+
+    def prefix_hash(self, rows: int) -> str:
+        """Return what stands for the first rows of the split and stays when others are appended; "" for none."""
+        return self._reader.prefix_hash(rows)
+
+    @property
     def tasks(self) -> np.ndarray:
         """Task of every row, as int32 positions in the order of first appearance in the file."""
         return self._reader.tasks[self._rows]
