@@ -215,3 +215,10 @@ def test_memory_does_not_grow_with_the_file(tmp_path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert read == count and peak < 4 * 2**20
+
+
+def test_a_root_without_the_subset_says_which_file_it_wants(root) -> None:
+    with pytest.raises(LayoutError, match=r"bloodmnist\.npz is missing"):
+        _read(root, subsets=["bloodmnist"])
+    with pytest.raises(LayoutError, match=r"bloodmnist_128\.npz is missing"):
+        _read(root, subsets=["bloodmnist"], size=128)

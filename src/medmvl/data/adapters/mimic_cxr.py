@@ -196,8 +196,9 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
             raise ValueError(f"its report {file} is no valid UTF-8") from None
         text = _chosen(found, self.options.section)
         if not text:
-            wanted = self.options.section.replace("_", " and ")
-            raise ValueError(f"its report has no {wanted}; it has {', '.join(found)}")
+            wanted = {"findings_impression": "findings or impression", "any": "section that describes the image"}
+            lacks = wanted.get(self.options.section, self.options.section)
+            raise ValueError(f"its report has no {lacks}; it has {', '.join(found)}")
         return text
 
     @cached_property
