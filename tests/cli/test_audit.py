@@ -71,6 +71,22 @@ def test_samples_longer_than_the_recipe_allows(work: Path, tmp_path: Path, capsy
     assert histogram["limit"] == 256 and sum(histogram["counts"]) == 25 and histogram["longest"] > 256
 
 
+def test_a_store_that_the_recipe_does_not_name(work: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    write(folder, [*rows(folder), row(folder, "val", 50, answer="Nothing. " * 200, meta={"answer_type": "open"})])
+    recipe, out = _recipe(work, tmp_path), tmp_path / "out"
+    assert main(["data", "audit", str(folder), "--recipe", str(recipe), "--out", str(out)]) == 0
+    assert _kinds(out) == {"too_long": 1}
+    assert main(["data", "audit", str(folder / "train.jsonl"), "--recipe", str(recipe), "--out", str(out)]) == 0
+    assert _kinds(out) == {}
+    assert json.loads((out / "audit.json").read_text())["lengths"][0]["limit"] == 256
+
+
+def test_a_recipe_without_data(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "audit", "--recipe", str(_recipe(work, tmp_path)), "--out", str(tmp_path / "out")]) == 2
+    assert "none of its data is here" in capsys.readouterr().err
+
+
 def test_a_recipe_that_mirrors_sides(work: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "films"
     write(folder, [*rows(folder), row(folder, "train", 50, question="Is the left lung clear?")])

@@ -1,7 +1,7 @@
 """`medmvl data audit`: what is wrong with data, before anything learns from it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from medmvl.core.schema import Sample
     from medmvl.data.audit.checks import Use
     from medmvl.data.audit.run import Audit
+    from medmvl.data.store import SampleStore
     from medmvl.train.mix import Count
     from medmvl.train.recipe import Data, Recipe, Stage
 
@@ -50,14 +51,18 @@ def audit(
     from medmvl.data.audit.report import write_audit
     from medmvl.data.audit.run import audit as run
     from medmvl.data.store import find_source
+    from medmvl.train.recipe import Recipe
 
     if not stores and recipe is None:
         raise ValueError("name stores to look at, or a recipe: medmvl data audit STORE... or --recipe RECIPE")
     marked = blocking(block or [])
-    settings, uses, skipped = _recipe(recipe)
+    settings = None if recipe is None else Recipe.load(recipe)
     roots = [*(root or []), *(map(Path, settings.run.data_roots) if settings else [])]
     folders = [find_source(name, [*roots, "data"]).folder for name in stores or []]
+    uses, skipped = ([], []) if settings is None else _uses(settings, folders)
     folders = folders or list(dict.fromkeys(use.folder for use in uses))
+    if not folders:
+        raise ValueError("\n  ".join([f"{recipe}: none of its data is here", *skipped]))
     out.mkdir(parents=True, exist_ok=True)
     result = run(
         folders, roots=roots, uses=uses, skipped=skipped, blocking=marked, workers=workers, scratch=out,
@@ -72,36 +77,45 @@ def audit(
         raise typer.Exit(1)
 
 
-def _recipe(name: str | None) -> "tuple[Recipe | None, list[Use], list[str]]":
-    """Return a recipe, what it does with data that is here, and what cannot be told of it."""
+def _uses(settings: "Recipe", folders: "Sequence[Path]") -> "tuple[list[Use], list[str]]":
+    """Return what a recipe does with its data, or would do with other stores, and what cannot be told of it."""
     from medmvl.cli.commands.check import shapes_of, start_of
-    from medmvl.train.recipe import Recipe
     from medmvl.train.sources import status
 
-    if name is None:
-        return None, [], []
-    settings = Recipe.load(name)
     built, template = shapes_of(settings, start_of(settings)[0])
     skipped = ["lengths in tokens: the tokenizer is not on this machine"] if built.tokenizer is None else []
+    counts = {stage.name: _count(settings, stage, built, template) for stage in settings.stages}
     uses: list[Use] = []
+    for stage, data, training in _sources(settings):
+        found = status(data, settings.run.data_roots)
+        if found.store is not None:
+            uses.append(_use(settings, stage, data, training, found.store, counts[stage.name]))
+        elif not folders:
+            skipped.append(f"{data.source} ({data.split}): {found.note}")
+    known = {use.folder for use in uses}
+    for stage, data in _others(settings, [folder for folder in folders if not {folder, folder.parent} & known]):
+        found = status(data, settings.run.data_roots)
+        if found.store is not None:  # else the audit tells what is wrong with it
+            uses.append(_use(settings, stage, data, True, found.store, counts[stage.name]))
+    return uses, list(dict.fromkeys(skipped))
+
+
+def _sources(settings: "Recipe") -> "Iterator[tuple[Stage, Data, bool]]":
+    """Yield the sources of all stages, and whether the stage learns from them."""
     for stage in settings.stages:
-        count = _count(settings, stage, built, template)
-        for data, training in _sources(stage):
-            found = status(data, settings.run.data_roots)
-            if found.store is None:
-                skipped.append(f"{data.source} ({data.split}): {found.note}")
-            else:
-                uses.append(_use(settings, stage, data, training, found.store.folder, found.store.split, count))
-    if not uses:
-        raise ValueError("\n  ".join([f"{name}: none of its data is here", *skipped]))
-    return settings, uses, list(dict.fromkeys(skipped))
+        yield from ((stage, data, True) for data in stage.data)
+        if stage.validation is not None:
+            yield from ((stage, data, False) for data in stage.validation.data)
 
 
-def _sources(stage: "Stage") -> "Iterator[tuple[Data, bool]]":
-    """Yield the sources of a stage, and whether it learns from them."""
-    yield from ((data, True) for data in stage.data)
-    if stage.validation is not None:
-        yield from ((data, False) for data in stage.validation.data)
+def _others(settings: "Recipe", folders: "Sequence[Path]") -> "Iterator[tuple[Stage, Data]]":
+    """Yield stores that no stage names, as sources of the last stage."""
+    from medmvl.data.store import split_names
+    from medmvl.train.recipe import Data
+
+    for folder in folders:
+        for split in split_names(folder) or ["train"]:  # of a JSONL file there is one split, whatever it is called
+            yield settings.stages[-1], Data(source=str(folder), split=split)
 
 
 def _count(settings: "Recipe", stage: "Stage", built: object, template: object) -> "Count | None":
@@ -114,8 +128,9 @@ def _count(settings: "Recipe", stage: "Stage", built: object, template: object) 
 
 
 def _use(
-    settings: "Recipe", stage: "Stage", data: "Data", training: bool, folder: Path, split: str, count: "Count | None"
+    settings: "Recipe", stage: "Stage", data: "Data", training: bool, store: "SampleStore", count: "Count | None"
 ) -> "Use":
+    """Return what a stage does with one source."""
     from medmvl.data.audit.checks import Use
     from medmvl.data.store import find_source
 
@@ -125,7 +140,7 @@ def _use(
     tasks = data.tasks if data.tasks is not None else find_source(data.source, settings.run.data_roots).tasks
     mirrors = training and data.media == "keep" and stage.augmentation is not None and stage.augmentation.mirror
     return Use(
-        folder, split, None if tasks is None else tuple(tasks), stage.name, mirrors, settings.run.max_tokens,
+        store.folder, store.split, None if tasks is None else tuple(tasks), stage.name, mirrors, settings.run.max_tokens,
         None if count is None else tokens,
     )  # fmt: skip
 

@@ -195,7 +195,7 @@ def _statistics(origin: Origin, facts: Facts, number: int, seen: media.Media) ->
         "media": len(own),
         "by": {aspect: _top(counts) for aspect, counts in sorted(aspects.items())},
         "answers": {task: _top(counts) for task, counts in sorted(checks.class_counts(facts).items())},
-        "words": _summary(facts.words),
+        "words": _summary(facts.words[facts.flags != samples.BROKEN]),
         "sizes": _sizes(seen, own),
     }
 
@@ -232,7 +232,13 @@ def _summary(values: np.ndarray) -> dict[str, float]:
 
 def _histograms(lengths: dict[tuple[str, int], np.ndarray], facts: Sequence[Facts]) -> tuple[dict[str, Any], ...]:
     if not lengths:
-        return (_histogram("words of a sample", np.concatenate([known.words for known in facts]), None),)
+        return (
+            _histogram(
+                "words of a sample",
+                np.concatenate([known.words[known.flags != samples.BROKEN] for known in facts]),
+                None,
+            ),
+        )
     return tuple(_histogram(f"tokens, stage {stage}", values, limit) for (stage, limit), values in lengths.items())
 
 
