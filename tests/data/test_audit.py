@@ -14,7 +14,7 @@ import audit_store
 import dicom_files
 from audit_store import row, rows, scan, write
 from medmvl.core.schema import Sample, SampleError
-from medmvl.data.audit.checks import Use
+from medmvl.data.audit.checks import Tokens, Use
 from medmvl.data.audit.duplicates import near_pairs
 from medmvl.data.audit.findings import KINDS, Example, Ledger, blocking
 from medmvl.data.audit.report import write_audit
@@ -284,7 +284,7 @@ def test_parquet_shards_are_audited_alike(tmp_path: Path) -> None:
 
 
 def use(folder: Path, **changes: object) -> Use:
-    settings = {"tasks": None, "stage": "align", "mirror": False, "max_tokens": 12, "count": None, "split": "train"}
+    settings = {"tasks": None, "stage": "align", "split": "train"}
     return Use(folder, **settings | changes)  # type: ignore[arg-type]
 
 
@@ -296,7 +296,7 @@ def test_lengths_against_a_limit(tmp_path: Path) -> None:
 
     long = row(tmp_path, "train", 50, answer="very " * 30 + "long", meta={"answer_type": "open"})
     store = write(tmp_path, [*rows(tmp_path), long])
-    result = audit([store], uses=[use(store, count=count)], workers=1)
+    result = audit([store], uses=[use(store, tokens=Tokens(12, count, "words"))], workers=1)
     kinds = {finding.kind: finding for finding in result.findings}
     assert set(kinds) == {"too_long", "uncounted"}
     assert [(e.id, e.detail) for e in kinds["too_long"].examples] == [
@@ -305,6 +305,18 @@ def test_lengths_against_a_limit(tmp_path: Path) -> None:
     assert [e.id for e in kinds["uncounted"].examples] == ["tr7"]
     (histogram,) = result.lengths
     assert sum(histogram["counts"]) == 24 and histogram["limit"] == 12 and histogram["longest"] == 31
+
+
+def test_only_the_tasks_of_a_recipe_are_counted(tmp_path: Path) -> None:
+    def count(sample: Sample) -> int:
+        assert sample.task == "films/report"
+        return 99
+
+    reports = [row(tmp_path, "train", number, task="films/report") for number in (50, 51)]
+    store = write(tmp_path, [*rows(tmp_path), *reports])
+    wanted = use(store, tasks=("films/report", "films/other"), tokens=Tokens(12, count, "99"))
+    count_, examples = found(store, uses=[wanted])["too_long"]
+    assert count_ == 2 and {example.id for example in examples} == {"tr50", "tr51"}
 
 
 @pytest.mark.parametrize("words", ["Is the left lung clear?", "右肺有异常吗？", "Ist die linke Lunge frei?"])

@@ -1,5 +1,6 @@
 """Samples to token ids, labels and lazily read media, and answers back to text and boxes."""
 
+import hashlib
 import json
 import re
 from bisect import bisect_right
@@ -8,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from tokenizers import AddedToken
@@ -177,7 +178,12 @@ class Processor:
         self.tokenizer.save_pretrained(folder)
         read = {name: tower.questions for name, tower in self.towers.items() if tower.questions is not None}
         (folder / "template.jinja").write_text(self.template.source, encoding="utf-8")
-        state = {
+        questions = {name: questions.save(folder / f"questions_{name}") for name, questions in read.items()}
+        state = {**self._state(), "questions": questions}
+        (folder / "processor.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "template": self.template.name,
             "max_tokens": self.max_tokens,
             "shorten": self.shorten,
@@ -191,9 +197,13 @@ class Processor:
                 }
                 for name, tower in self.towers.items()
             },
-            "questions": {name: questions.save(folder / f"questions_{name}") for name, questions in read.items()},
         }
-        (folder / "processor.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    def fingerprint(self) -> str:
+        """Return a hash of what a sample's tokens depend on beside the sample: tokenizer, template, boxes, towers."""
+        tokenizer = [self.tokenizer.backend_tokenizer.to_str(), str(self.tokenizer.special_tokens_map)]
+        parts = [*tokenizer, self.template.source, json.dumps(self._state(), sort_keys=True)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from medmvl.core.schema import Sample
     from medmvl.data.store import SampleStore
     from medmvl.model.build import Built
+    from medmvl.processing.processor import Processor
     from medmvl.processing.template import Template
     from medmvl.train.mix import Looked, Portion
     from medmvl.train.recipe import Data, Recipe, Stage
@@ -256,7 +257,7 @@ def _print_stage(
     from medmvl.train.mix import Looked, look
 
     table = tune.apply(built.model, stage.tune)
-    count = counter(recipe, stage, built, template)
+    count = _counter(recipe, stage, built, template)
     parts = _portions(recipe, stage, sources)
     looks = [look(part.data, part.store, count) for part in parts]
     looked = sum(looks, Looked())
@@ -294,33 +295,33 @@ def _tokens(recipe: "Recipe", stage: "Stage", looked: "Looked", built: "Built") 
     return f"{head}; a sample has {seen} (limit {recipe.run.max_tokens})"
 
 
-def counter(
-    recipe: "Recipe",
-    stage: "Stage",
-    built: "Built",
-    template: "Template | str | None",
-    max_tokens: int | None = None,
+def _counter(
+    recipe: "Recipe", stage: "Stage", built: "Built", template: "Template | str | None"
 ) -> Callable[["Sample", "Data"], int]:
-    """Return what counts a sample's tokens, media included; 0 where there is no tokenizer or no chat.
-
-    Samples longer than `max_tokens` are refused by it; None is the limit of the recipe.
-    """
-    if built.tokenizer is None or stage.objective != "chat":
-        return lambda sample, data: 0
+    """Return what counts a sample's tokens, media included; 0 where there is no tokenizer or no chat."""
     from functools import partial
 
+    from medmvl.train.assemble import count_tokens
+
+    processor = processor_of(stage, built, template, recipe.run.max_tokens)
+    return partial(count_tokens, processor) if processor else lambda sample, data: 0
+
+
+def processor_of(
+    stage: "Stage", built: "Built", template: "Template | str | None", max_tokens: int
+) -> "Processor | None":
+    """Return what encodes the samples of a stage; None where there is no tokenizer or no chat."""
+    if built.tokenizer is None or stage.objective != "chat":
+        return None
     from medmvl.core.boxes import BOX_FORMATS
     from medmvl.processing.processor import Processor, TowerInput
-    from medmvl.train.assemble import count_tokens
 
     towers = {
         name: TowerInput(tower.placeholder, name, tower.num_tokens, tower.encoder.spec)
         for name, tower in built.model.towers.items()
     }
-    limit = recipe.run.max_tokens if max_tokens is None else max_tokens
     boxes = BOX_FORMATS[built.config.boxes]
-    processor = Processor(built.tokenizer, stage.template or template, towers, max_tokens=limit, box_format=boxes)
-    return partial(count_tokens, processor)
+    return Processor(built.tokenizer, stage.template or template, towers, max_tokens=max_tokens, box_format=boxes)
 
 
 def _portions(recipe: "Recipe", stage: "Stage", sources: Sequence["Status"]) -> "list[Portion]":

@@ -2,17 +2,17 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from medmvl.core.schema import Sample
     from medmvl.data.audit.checks import Use
     from medmvl.data.audit.run import Audit
     from medmvl.data.store import SampleStore
-    from medmvl.train.mix import Count
+    from medmvl.processing.processor import Processor
     from medmvl.train.recipe import Data, Recipe, Stage
 
 
@@ -79,24 +79,24 @@ def audit(
 
 def _uses(settings: "Recipe", folders: "Sequence[Path]") -> "tuple[list[Use], list[str]]":
     """Return what a recipe does with its data, or would do with other stores, and what cannot be told of it."""
-    from medmvl.cli.commands.check import shapes_of, start_of
+    from medmvl.cli.commands.check import processor_of, shapes_of, start_of
     from medmvl.train.sources import status
 
     built, template = shapes_of(settings, start_of(settings)[0])
     skipped = ["lengths in tokens: the tokenizer is not on this machine"] if built.tokenizer is None else []
-    counts = {stage.name: _count(settings, stage, built, template) for stage in settings.stages}
+    read = {stage.name: processor_of(stage, built, template, sys.maxsize) for stage in settings.stages}
     uses: list[Use] = []
     for stage, data, training in _sources(settings):
         found = status(data, settings.run.data_roots)
         if found.store is not None:
-            uses.append(_use(settings, stage, data, training, found.store, counts[stage.name]))
+            uses.append(_use(settings, stage, data, training, found.store, read[stage.name]))
         elif not folders:
             skipped.append(f"{data.source} ({data.split}): {found.note}")
     known = {use.folder for use in uses}
     for stage, data in _others(settings, [folder for folder in folders if not {folder, folder.parent} & known]):
         found = status(data, settings.run.data_roots)
         if found.store is not None:  # else the audit tells what is wrong with it
-            uses.append(_use(settings, stage, data, True, found.store, counts[stage.name]))
+            uses.append(_use(settings, stage, data, True, found.store, read[stage.name]))
     return uses, list(dict.fromkeys(skipped))
 
 
@@ -118,31 +118,26 @@ def _others(settings: "Recipe", folders: "Sequence[Path]") -> "Iterator[tuple[St
             yield settings.stages[-1], Data(source=str(folder), split=split)
 
 
-def _count(settings: "Recipe", stage: "Stage", built: object, template: object) -> "Count | None":
-    """Return what counts tokens without a limit, None where nothing can be counted."""
-    from medmvl.cli.commands.check import counter
-
-    if stage.objective != "chat" or built.tokenizer is None:  # type: ignore[attr-defined]
-        return None
-    return counter(settings, stage, built, template, max_tokens=sys.maxsize)  # type: ignore[arg-type]
-
-
 def _use(
-    settings: "Recipe", stage: "Stage", data: "Data", training: bool, store: "SampleStore", count: "Count | None"
+    settings: "Recipe",
+    stage: "Stage",
+    data: "Data",
+    training: bool,
+    store: "SampleStore",
+    processor: "Processor | None",
 ) -> "Use":
     """Return what a stage does with one source."""
-    from medmvl.data.audit.checks import Use
+    from medmvl.data.audit.checks import Tokens, Use
     from medmvl.data.store import find_source
+    from medmvl.train.assemble import count_tokens
 
-    def tokens(sample: "Sample") -> int:
-        return 0 if count is None else count(sample, data)
-
+    tokens = None
+    if processor is not None:
+        fingerprint = f"{processor.fingerprint()} media {data.media}"
+        tokens = Tokens(settings.run.max_tokens, partial(count_tokens, processor, data=data), fingerprint)
     tasks = data.tasks if data.tasks is not None else find_source(data.source, settings.run.data_roots).tasks
     mirrors = training and data.media == "keep" and stage.augmentation is not None and stage.augmentation.mirror
-    return Use(
-        store.folder, store.split, None if tasks is None else tuple(tasks), stage.name, mirrors, settings.run.max_tokens,
-        None if count is None else tokens,
-    )  # fmt: skip
+    return Use(store.folder, store.split, None if tasks is None else tuple(tasks), stage.name, mirrors, tokens)
 
 
 def _print(result: "Audit") -> None:

@@ -16,6 +16,8 @@ from medmvl.data.audit.findings import Example, Ledger
 from medmvl.data.audit.identifiers import masked
 from medmvl.data.audit.media import Media
 from medmvl.data.audit.samples import DISTINCT, SIDES, Facts, Origin
+from medmvl.data.store import SampleStore
+from medmvl.data.tokens import REFUSED, token_counts
 
 MAJORITY, ENOUGH = 0.95, 20
 """Share of the most frequent answer that is told, among at least so many samples."""
@@ -29,6 +31,21 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """How a recipe counts tokens.
+
+    Attributes:
+        limit: longest sample allowed.
+        count: returns a sample's tokens, however many; raises SampleError for one that the model cannot take.
+        fingerprint: of everything a count depends on beside the sample; counts are kept under it.
+    """
+
+    limit: int
+    count: Callable[[Sample], int]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Use:
     """What a recipe does with samples of a store.
 
@@ -37,17 +54,15 @@ class Use:
         tasks: only these; None for all.
         stage: the recipe's stage.
         mirror: training mirrors left and right there.
-        max_tokens: longest sample allowed.
-        count: returns a sample's tokens, raises SampleError for one that the model cannot take; None: not countable.
+        tokens: None where they cannot be counted.
     """
 
     folder: Path
     split: str
     tasks: tuple[str, ...] | None
     stage: str
-    mirror: bool
-    max_tokens: int
-    count: Callable[[Sample], int] | None
+    mirror: bool = False
+    tokens: Tokens | None = None
 
     def rows(self, origin: Origin) -> np.ndarray:
         """Return the rows of an origin that are meant, none where it is another one."""
@@ -324,8 +339,13 @@ def _missed(ledger: Ledger, task: str, known: tuple[Origin, Counter[str]], other
         )
 
 
-def check_uses(ledger: Ledger, origins: Sequence[Origin], facts: Sequence[Facts], uses: Sequence[Use],
-               advance: Callable[[int], None]) -> dict[tuple[str, int], np.ndarray]:  # fmt: skip
+def check_uses(
+    ledger: Ledger,
+    origins: Sequence[Origin],
+    facts: Sequence[Facts],
+    uses: Sequence[Use],
+    advance: Callable[[int], None],
+) -> dict[tuple[str, int], np.ndarray]:
     """Hold samples against what a recipe does with them.
 
     Returns:
@@ -336,12 +356,12 @@ def check_uses(ledger: Ledger, origins: Sequence[Origin], facts: Sequence[Facts]
         for origin, known in zip(origins, facts, strict=True):
             rows = use.rows(origin)
             if use.mirror:
-                _tell_sides(
-                    ledger, origin, use, rows[(known.flags[rows] & SIDES > 0) & (origin.store.media_keys[rows] > 0)]
-                )
-            if use.count is not None and len(rows):
-                counted = _lengths(ledger, origin, use, rows[known.answer[rows] != 0], advance)
-                lengths[use.stage, use.max_tokens].append(counted)
+                sided = (known.flags[rows] & SIDES > 0) & (origin.store.media_keys[rows] > 0)
+                _tell_sides(ledger, origin, use, rows[sided])
+            if use.tokens is not None and len(rows):
+                usable = np.zeros(len(known.answer), bool)
+                usable[rows] = known.answer[rows] != 0  # the others are told already
+                lengths[use.stage, use.tokens.limit].append(_lengths(ledger, origin, use, use.tokens, usable, advance))
     return {key: np.concatenate(parts) for key, parts in lengths.items()}
 
 
@@ -351,27 +371,40 @@ def _tell_sides(ledger: Ledger, origin: Origin, use: Use, rows: np.ndarray) -> N
     ledger.add("mirrored", len(rows), told, examples)
 
 
-def _lengths(ledger: Ledger, origin: Origin, use: Use, rows: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:
-    """Return uint32 tokens of the rows that could be counted; tell the others, and those above the limit."""
-    if use.count is None:
-        return np.zeros(0, np.uint32)
-    tokens, refused = np.zeros(len(rows), np.uint32), []
-    for place, row in enumerate(rows.tolist()):
-        try:
-            tokens[place] = use.count(origin.store[row])
-        except SampleError as error:
-            refused.append((row, masked(error.message)))
+def _lengths(
+    ledger: Ledger, origin: Origin, use: Use, tokens: Tokens, usable: np.ndarray, advance: Callable[[int], None]
+) -> np.ndarray:
+    """Return int32 tokens of the usable rows that could be counted; tell the others, and those above the limit."""
+
+    def count(sample: Sample) -> int:
         advance(1)
-    long = np.flatnonzero(tokens > use.max_tokens)
-    longest = long[np.argsort(-tokens[long].astype(np.int64), kind="stable")][: ledger.most]
-    limit = f"max_tokens {use.max_tokens:,} in stage {use.stage}"
-    examples = [origin.example(int(rows[at]), detail=f"{tokens[at]:,} tokens, {limit}") for at in longest]
+        return tokens.count(sample)
+
+    store = origin.store
+    if use.tasks is not None:  # the others need not be counted
+        tasks = [task for task in use.tasks if task in store.task_names]
+        store = SampleStore(store.folder, store.split, tasks, origin.roots)
+    counts = np.full(len(usable), REFUSED, np.int32)
+    counts[store.places] = token_counts(store, tokens.fingerprint, count)
+    long = np.flatnonzero(usable & (counts > tokens.limit))
+    longest = long[np.argsort(-counts[long], kind="stable")][: ledger.most].tolist()
+    limit = f"max_tokens {tokens.limit:,} in stage {use.stage}"
+    examples = [origin.example(row, detail=f"{counts[row]:,} tokens, {limit}") for row in longest]
     ledger.add("too_long", len(long), f"{_many(len(long), 'sample')} of {_name(origin)} above {limit}", examples)
-    wrong = [origin.example(row, detail=why) for row, why in refused[: ledger.most]]
-    ledger.add(
-        "uncounted", len(refused), f"{_many(len(refused), 'sample')} of {_name(origin)} in stage {use.stage}", wrong
-    )
-    return tokens[tokens > 0]
+    refused = np.flatnonzero(usable & (counts == REFUSED))
+    wrong = [origin.example(row, detail=_refusal(tokens, origin, row)) for row in refused[: ledger.most].tolist()]
+    told = f"{_many(len(refused), 'sample')} of {_name(origin)} in stage {use.stage}"
+    ledger.add("uncounted", len(refused), told, wrong)
+    return counts[usable & (counts != REFUSED)]
+
+
+def _refusal(tokens: Tokens, origin: Origin, row: int) -> str:
+    """Return why a sample cannot be counted."""
+    try:
+        tokens.count(origin.store[row])
+    except SampleError as error:
+        return masked(error.message)
+    return ""
 
 
 def _question(origin: Origin, row: int) -> str:

@@ -114,7 +114,7 @@ def audit(
         checks.check_leaks(ledger, origins, facts, seen)
         checks.check_repeats(ledger, origins, facts)
         checks.check_balance(ledger, origins, facts)
-        countable = [use for use in uses if use.count is not None]
+        countable = [use for use in uses if use.tokens is not None]
         with progress("tokens", sum(len(use.rows(origin)) for use in countable for origin in origins)) as advance:
             lengths = checks.check_uses(ledger, origins, facts, uses, advance)
         splits = tuple(_statistics(*pair, number, seen) for number, pair in enumerate(zip(origins, facts, strict=True)))
@@ -138,7 +138,7 @@ def _open(ledger: Ledger, stores: Sequence[str | Path], roots: Sequence[str | Pa
             store = _opened(ledger, path, split, name, roots, scratch / str(len(origins)))
             if store is not None:
                 recorded = manifest.get("splits", {}).get(split, {})
-                origins.setdefault((folder, split), Origin(store, folder, name, split, recorded))
+                origins.setdefault((folder, split), Origin(store, folder, name, split, (folder, *roots), recorded))
     if not origins:
         raise StoreError(f"nothing of {', '.join(map(str, stores))} can be read: {ledger.findings()[0].message}")
     return list(origins.values())

@@ -54,6 +54,7 @@ class Origin:
         folder: of the store; `store.folder` may be that of a mended copy.
         name: the store's, as reports call it.
         split: the split's name.
+        roots: further folders that media may lie in.
         recorded: the manifest's entry of the split; empty where there is none.
     """
 
@@ -61,6 +62,7 @@ class Origin:
     folder: Path
     name: str
     split: str
+    roots: tuple[str | Path, ...] = ()
     recorded: dict[str, Any] = field(default_factory=dict)
 
     @property
