@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmvl.imaging.geometry import chain, invert, rotation, scaling, transform_box, translation
+from medmvl.imaging.geometry import beyond, chain, invert, rotation, scaling, transform_box, translation
 
 small = st.floats(-50, 50)
 
@@ -36,3 +36,20 @@ def test_hull_and_clip():
 def test_volume_boxes_are_refused():
     with pytest.raises(ValueError, match="4 coordinates"):
         transform_box((0, 0, 0, 1, 1, 1), np.eye(3)[:2])
+
+
+@pytest.mark.parametrize(
+    ("coords", "size", "said"),
+    [
+        ((-1, 0, 21, 10), (10, 20), ""),
+        ((-1.1, 0, 20, 10), (10, 20), "partly"),
+        ((0, 0, 2020, 10), (10, 2000), ""),
+        ((0, 0, 2021, 10), (10, 2000), "partly"),
+        ((20, 0, 30, 10), (10, 20), "outside"),
+        ((0, 0, -5, 2, 2, 0), (4, 20, 30), "outside"),
+        ((0, 0, 0, 30, 20, 5), (4, 20, 30), ""),
+        ((0, 0, 0, 4, 20, 30), (4, 20, 30), "partly"),
+    ],
+)
+def test_boxes_beyond_their_frame(coords, size, said):
+    assert beyond(coords, size) == said

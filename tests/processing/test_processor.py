@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,43 @@ def test_a_box_the_encoder_does_not_see_is_refused(picture: Path) -> None:
     outside = sample(([image(picture), text("Where?")], [box(0)]), meta={"boxes": [{"coords": [0, 0, 5, 60]}]})
     with pytest.raises(SampleError, match=r"'mine' \(.*picture\.png\): box 0 .* outside of what the encoder sees"):
         subject.encode(outside)
+
+
+@pytest.mark.parametrize(
+    ("coords", "said"),
+    [
+        ([20, 15, 84, 45], "reaches out of its file, which has 80 x 60 pixels (x, y); boxes are absolute, x first"),
+        ([0, 40, 60, 80], "reaches out of its file"),  # y first
+        ([90, 15, 120, 45], "lies outside of its file"),
+    ],
+)
+def test_a_box_beyond_its_picture_is_refused(coords: list[int], said: str, picture: Path) -> None:
+    wrong = sample(([image(picture), text("Where?")], [box(0)]), meta={"boxes": [{"coords": coords}]})
+    with pytest.raises(SampleError, match=rf"'mine' \(.*picture\.png\): box 0 .*{re.escape(said)}"):
+        processor().encode(wrong, Augmentation(shift=0.1), (0,))
+
+
+def test_a_box_may_leave_its_picture_by_rounding(picture: Path) -> None:
+    rounded = sample(([image(picture), text("Where?")], [box(0)]), meta={"boxes": [{"coords": [0, 0, 81, 60.9]}]})
+    assert answer_of(processor(), processor().encode(rounded)) == "[0, 0, 100, 100]"
+
+
+def test_a_box_beyond_its_volume_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scan.npy"
+    np.save(path, np.arange(4 * 20 * 30, dtype=np.int16).reshape(4, 20, 30))
+    shown = {"type": "volume", "path": f"{path}#unit=HU"}
+
+    def encode(*coords: float) -> Encoded:
+        meta = {"boxes": [{"coords": list(coords)}]}
+        return processor().encode(sample(([shown, text("Where?")], [box(0)]), meta=meta))
+
+    assert answer_of(processor(), encode(0, 0, 0, 30, 10, 5)) == "[0, 0, 0, 100, 50, 100]"
+    with pytest.raises(
+        SampleError, match=r"box 0 .* reaches out of its file, which has 30 x 20 x 4 voxels \(x, y, z\)"
+    ):
+        encode(0, 0, 0, 4, 20, 30)  # z first
+    with pytest.raises(SampleError, match="box 0 .* lies outside of its file"):
+        encode(1, 1, 7.5, 20, 20, 9)  # millimetres
 
 
 # Files

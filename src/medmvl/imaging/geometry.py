@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Literal
 
 import numpy as np
 
@@ -74,6 +75,28 @@ def transform_box(coords: Sequence[float], affine: np.ndarray, size: Sequence[in
     if size is not None:
         moved = np.clip(moved, 0.0, np.array(size[::-1], dtype=float)[:, None])
     return (*moved.min(1).tolist(), *moved.max(1).tolist())
+
+
+def beyond(coords: Sequence[float], size: Sequence[int]) -> Literal["", "partly", "outside"]:
+    """Say whether a box leaves the frame it is given in by more than rounding does.
+
+    Rounding is one pixel or voxel, or 1 % of the side, whichever is larger.
+
+    Args:
+        coords: as for `transform_box`, lower corner first.
+        size: (height, width) or (depth, height, width) of the frame.
+
+    Returns:
+        "" for a box that keeps inside, "partly" for one that reaches out, "outside" for one that shares nothing with
+        the frame.
+    """
+    axes = len(size)
+    extent = np.array(size[::-1], dtype=float)
+    low, high = np.array(coords[:axes]), np.array(coords[axes:])
+    slack = np.maximum(1.0, 0.01 * extent)
+    if not ((low < -slack) | (high > extent + slack)).any():
+        return ""
+    return "outside" if ((low >= extent) | (high <= 0)).any() else "partly"
 
 
 def _square(affine: np.ndarray) -> np.ndarray:

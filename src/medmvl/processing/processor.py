@@ -19,7 +19,7 @@ from medmvl.core.boxes import BoxFormat, Coords
 from medmvl.core.schema import BoxRef, Message, Sample, SampleError, Text
 from medmvl.imaging.augment import Augmentation
 from medmvl.imaging.cache import PreparedStore
-from medmvl.imaging.geometry import invert, transform_box
+from medmvl.imaging.geometry import beyond, invert, transform_box
 from medmvl.imaging.spec import VisionSpec
 from medmvl.processing.encoded import IGNORE, Branch, Encoded, Media, Seed
 from medmvl.processing.question import QuestionEncoder
@@ -354,11 +354,28 @@ class Processor:
                 sample.id,
                 shown.path,
             )
+        self._check_frame(index, box.coords, shown, sample.id)
         coords = transform_box(box.coords, shown.view.affine, size)
         if _flat(coords) and not _flat(box.coords):
             message = f"box {index} {box.coords} lies outside of what the encoder sees"
             raise _OutOfSightError(message, sample.id, shown.path)
         return self.box_format.format_box(coords, size[::-1])
+
+    def _check_frame(self, index: int, coords: Coords, shown: Media, sample_id: str) -> None:
+        """Refuse a box that is not in its file's own frame: in millimetres, in shares, or with its axes turned round."""
+        size = shown.view.file_size
+        past = beyond(coords, size)
+        if not past:
+            return
+        unit = "voxels" if shown.spec.is_volume else "pixels"
+        frame = " x ".join(map(str, size[::-1]))
+        where = "lies outside of its file" if past == "outside" else "reaches out of its file"
+        raise SampleError(
+            f"box {index} {coords} {where}, which has {frame} {unit} ({'x, y, z' if len(size) == 3 else 'x, y'}); boxes "
+            f"are absolute, x first, in the file's own {unit}",
+            sample_id,
+            shown.path,
+        )
 
     def _branches(self, draft: _Draft, media: tuple[Media, ...], answered: bool) -> tuple[Branch, ...]:
         branches = self.template.branches(draft.roles, draft.contents)
