@@ -109,13 +109,14 @@ def _sources(settings: "Recipe") -> "Iterator[tuple[Stage, Data, bool]]":
 
 
 def _others(settings: "Recipe", folders: "Sequence[Path]") -> "Iterator[tuple[Stage, Data]]":
-    """Yield stores that no stage names, as sources of the last stage."""
+    """Yield stores that no stage names, as sources of the last stage that reads text."""
     from medmvl.data.store import split_names
     from medmvl.train.recipe import Data
 
+    stage = next((one for one in reversed(settings.stages) if one.objective == "chat"), settings.stages[-1])
     for folder in folders:
         for split in split_names(folder) or ["train"]:  # of a JSONL file there is one split, whatever it is called
-            yield settings.stages[-1], Data(source=str(folder), split=split)
+            yield stage, Data(source=str(folder), split=split)
 
 
 def _use(
