@@ -238,7 +238,7 @@ def test_a_box_beyond_its_volume_is_refused(tmp_path: Path) -> None:
         SampleError, match=r"box 0 .* reaches out of its file, which has 30 x 20 x 4 voxels \(x, y, z\)"
     ):
         encode(0, 0, 0, 4, 20, 30)  # z first
-    with pytest.raises(SampleError, match="box 0 .* lies outside of its file"):
+    with pytest.raises(SampleError, match=r"box 0 .* lies outside of its file"):
         encode(1, 1, 7.5, 20, 20, 9)  # millimetres
 
 

@@ -362,17 +362,16 @@ class Processor:
         return self.box_format.format_box(coords, size[::-1])
 
     def _check_frame(self, index: int, coords: Coords, shown: Media, sample_id: str) -> None:
-        """Refuse a box that is not in its file's own frame: in millimetres, in shares, or with its axes turned round."""
+        """Refuse a box that is not in its file's own frame: in millimetres, or with y or z first."""
         size = shown.view.file_size
         past = beyond(coords, size)
         if not past:
             return
         unit = "voxels" if shown.spec.is_volume else "pixels"
-        frame = " x ".join(map(str, size[::-1]))
+        frame = f"{' x '.join(map(str, size[::-1]))} {unit} ({'x, y, z'[: 3 * len(size) - 2]})"
         where = "lies outside of its file" if past == "outside" else "reaches out of its file"
         raise SampleError(
-            f"box {index} {coords} {where}, which has {frame} {unit} ({'x, y, z' if len(size) == 3 else 'x, y'}); boxes "
-            f"are absolute, x first, in the file's own {unit}",
+            f"box {index} {coords} {where}, which has {frame}; boxes are absolute, x first, in the file's own {unit}",
             sample_id,
             shown.path,
         )
