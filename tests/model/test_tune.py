@@ -136,8 +136,40 @@ def test_targets_choose_layers() -> None:
     names = tune.apply(model, {"llm": rule}).groups[0]["names"]
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in names} == {"q_proj", "v_proj"}
     assert "lm_head" not in str(names)
-    with pytest.raises(TuneError, match=r"'q_porj' is no linear layer of 'llm'; did you mean 'q_proj'"):
+    with pytest.raises(TuneError, match=r"'llm': target 'q_porj' is no linear layer of it; did you mean 'q_proj'"):
         tune.apply(make(), {"llm": TuneRule(mode="lora", lr=1e-4, targets=["q_porj"])})
+
+
+def test_targets_of_a_later_stage_choose_among_the_adapters() -> None:
+    model = make()
+    step(model, tune.apply(model, {"llm": LORA}))
+    before = loss(model)
+    table = tune.apply(model, {"llm": LORA.model_copy(update={"targets": ["q_proj"]})})
+    names = table.groups[0]["names"]
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in names} == {"q_proj"}
+    assert torch.equal(loss(model), before), "the other adapters must stay in the forward pass"
+    check(model, table)
+    # targets without an adapter get one, of their own rank; those that carry another stay as they are
+    other = TuneRule(mode="lora", lr=1e-4, rank=2, dropout=0.0, targets=["up_proj"])
+    again = make()
+    tune.apply(again, {"llm": LORA.model_copy(update={"targets": ["q_proj"]})})
+    table = tune.apply(again, {"llm": other})
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in table.groups[0]["names"]} == {"up_proj"}
+    assert [(kind["rank"], len(kind["layers"])) for kind in tune.adapters(again)["llm"]] == [(4, 2), (2, 2)]
+    check(again, table)
+
+
+def test_a_target_misspelt_in_a_later_stage_is_told() -> None:
+    model = make()
+    tune.apply(model, {"llm": LORA})
+    with pytest.raises(TuneError, match=r"target 'q_porj' is no linear layer of it; did you mean 'q_proj'"):
+        tune.apply(model, {"llm": LORA.model_copy(update={"targets": ["q_porj"]})})
+
+
+def test_targets_of_several_parts_need_to_be_in_one_of_them() -> None:
+    rule = TuneRule(mode="lora", lr=1e-4, rank=2, targets=["q_proj"])
+    (group,) = tune.apply(make(), {"image.*": rule}).groups
+    assert group["part"] == "image.encoder"
 
 
 def test_a_fresh_adapter_changes_nothing() -> None:
@@ -236,6 +268,18 @@ def test_torchs_own_attention_takes_no_adapter() -> None:
     table = tune.apply(model, {"image.connector": LORA})
     check(model, table)
     assert {name.split(".")[3] for name in table.groups[0]["names"]} == {"mlp"}
+    said = "image.connector: LoRA sits on 2 linear layers; it leaves attn.in_proj_weight, attn.out_proj.weight, query"
+    assert str(table).splitlines()[-1] == said
+
+
+def test_attention_of_medm_clip_ct_takes_adapters() -> None:
+    options = {"image_size": [4, 8, 8], "patch_size": [2, 4, 4], "width": 8, "mlp": 16, "layers": 2, "heads": 2}
+    towers = {"volume": {"encoder": "medm_clip_ct", "encoder_options": options}}
+    model = build(ModelConfig(llm={"architecture": QWEN}, towers=towers), tokenizer=object()).model
+    table = tune.apply(model, {"volume.encoder": LORA})
+    layers = {name.split(".lora_")[0].partition("encoder.")[2] for name in table.groups[0]["names"]}
+    assert {f"transformer_layers.{n}.self_attn.{name}" for n in (0, 1) for name in ("in_proj", "out_proj")} <= layers
+    assert table.notes == ("volume.encoder: LoRA sits on 9 linear layers; it leaves cls_token, pos_embedding",)
 
 
 def test_meta_device() -> None:
@@ -251,8 +295,9 @@ def test_the_table_reads_well() -> None:
     assert lines[0].split() == ["part", "mode", "lr", "parameters", "trainable", "never", "reached"]
     assert lines[1].split()[:3] == ["llm", "lora", "0.0001"]
     assert lines[2].split()[:3] == ["image.encoder", "frozen", "-"]
-    assert lines[-1].startswith("total")
-    assert len({len(line) for line in lines}) == 1
+    assert lines[4].startswith("total")
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert lines[5:] == ["llm: LoRA sits on 14 linear layers; it leaves lm_head.weight, model.embed_tokens.weight"]
 
 
 MODES = st.sampled_from([FROZEN, FULL, LORA])

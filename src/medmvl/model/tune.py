@@ -6,7 +6,8 @@ Rules map patterns to `TuneRule`s. A pattern is a part ("llm", "image.encoder", 
 
 Stages follow each other on one model. LoRA adapters stay adapters: a later `lora` (of the same rank and alpha) trains
 them on, a later `frozen` keeps them in the forward pass. A later `full` first merges them into the weights they sit
-on, which changes nothing but rounding.
+on, which changes nothing but rounding. A `lora` with `targets` trains these layers' adapters alone: what other layers
+carry already stays as it is, in the forward pass.
 """
 
 import re
@@ -63,10 +64,12 @@ class TuningTable:
     Attributes:
         rows: every parameter of the model is counted in exactly one.
         groups: one per row that learns: {"part", "lr", "names", "params"}; names are those of the whole model.
+        notes: sentences about the rows; for a LoRA rule without `targets`, the matrices that no adapter can sit on.
     """
 
     rows: tuple[Row, ...]
     groups: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         counts = [(row.params, row.trainable, row.unreached) for row in self.rows]
@@ -76,9 +79,10 @@ class TuningTable:
         for text, count in zip([*texts, ("total", "", "")], [*counts, totals], strict=True):
             lines.append((*text, *(f"{number:,}" for number in count)))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join((*map(str.ljust, line[:2], widths[:2]), *map(str.rjust, line[2:], widths[2:]))) for line in lines
-        )
+        table = [
+            "  ".join((*map(str.ljust, line[:2], widths), *map(str.rjust, line[2:], widths[2:]))) for line in lines
+        ]
+        return "\n".join([*table, *self.notes])
 
 
 def parts(model: nn.Module) -> dict[str, nn.Module]:
@@ -99,9 +103,10 @@ def apply(model: nn.Module, rules: Mapping[str, TuneRule]) -> TuningTable:
         rules: pattern -> rule.
 
     Raises:
-        TuneError: a pattern that matches nothing, a rule that nothing can follow, adapters of another rank.
+        TuneError: a pattern or target that matches nothing, a rule that nothing can follow, adapters of another rank.
     """
     _check_patterns(model, rules)
+    _check_targets(model, rules)
     for part, module in parts(model).items():
         of_layer = {name: rules.get(_rule_of(part, f"{name}.weight", rules)) for name, _ in _adapted(module)}
         merge(module, [name for name, rule in of_layer.items() if rule and rule.mode == "full"])
@@ -112,6 +117,7 @@ def apply(model: nn.Module, rules: Mapping[str, TuneRule]) -> TuningTable:
     whole = {id(parameter): name for name, parameter in model.named_parameters()}
     rows: list[Row] = []
     groups: list[dict[str, Any]] = []
+    notes: list[str] = []
     followed: set[str | None] = set()
     for part, module in parts(model).items():
         if getattr(module, "shares", None):
@@ -119,12 +125,13 @@ def apply(model: nn.Module, rules: Mapping[str, TuneRule]) -> TuningTable:
         for pattern, members in _by_rule(part, module, rules).items():
             row, learning = _row(part, module, pattern, members, rules.get(pattern))
             rows.append(row)
+            notes += _note(row.part, module, members, rules.get(pattern))
             if learning:
                 followed.add(pattern)
                 names = [whole[id(parameter)] for parameter in learning]
                 groups.append({"part": row.part, "lr": row.lr, "names": names, "params": learning})
     _check_followed(rules, followed)
-    return TuningTable(tuple(rows), tuple(groups))
+    return TuningTable(tuple(rows), tuple(groups), tuple(notes))
 
 
 def adapters(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
@@ -249,8 +256,9 @@ def _row(
     reachable = _reachable(module)
     learning = []
     for name, parameter in members:
-        adapter = _ADAPTER_WEIGHT.search(name) is not None
-        if _plain(name) in reachable and (mode == "full" or (mode == "lora" and adapter)):
+        adapter = _ADAPTER_WEIGHT.search(name)
+        tuned = rule is not None and adapter is not None and _chosen(name[: adapter.start()], rule)
+        if _plain(name) in reachable and (mode == "full" or (mode == "lora" and tuned)):
             learning.append(parameter.requires_grad_(True))
     row = Row(
         part=part if pattern is None or fnmatchcase(part, pattern) else pattern,
@@ -261,6 +269,38 @@ def _row(
         unreached=sum(parameter.numel() for name, parameter in members if _plain(name) not in reachable),
     )
     return row, learning
+
+
+def _note(
+    part: str, module: nn.Module, members: Sequence[tuple[str, nn.Parameter]], rule: TuneRule | None
+) -> list[str]:
+    """Tell which matrices a LoRA rule for whole parts leaves as they are; layers of a kind are told once."""
+    if rule is None or rule.mode != "lora" or rule.targets is not None:
+        return []
+    adapted = {f"{name}.weight" for name, _ in _adapted(module)}
+    left = {
+        re.sub(r"\.\d+\.", ".*.", _plain(name))
+        for name, parameter in members
+        if parameter.dim() > 1 and _plain(name) not in adapted and _plain(name) in _reachable(module)
+    }
+    return [f"{part}: LoRA sits on {len(adapted)} linear layers; it leaves {', '.join(sorted(left))}"] if left else []
+
+
+def _check_targets(model: nn.Module, rules: Mapping[str, TuneRule]) -> None:
+    """Refuse a target that none of the layers under its rule is called, whether they carry adapters or not."""
+    for pattern, rule in rules.items():
+        if rule.targets is None:
+            continue
+        layers = [
+            name
+            for part, module in parts(model).items()
+            for name in (*_linear_layers(module), *(name for name, _ in _adapted(module)))
+            if _rule_of(part, f"{name}.weight", rules) == pattern
+        ]
+        for target in rule.targets:
+            if layers and not any(_targets(name, target) for name in layers):
+                hint = choices_text(target, {name.rpartition(".")[2] for name in layers}, "linear layers")
+                raise TuneError(f"tune: {pattern!r}: target {target!r} is no linear layer of it; {hint}")
 
 
 def _check_followed(rules: Mapping[str, TuneRule], followed: set[str | None]) -> None:
@@ -291,8 +331,12 @@ def _kind(layer: LoraLayer) -> tuple[int, float, float]:
 def _adapt(part: str, module: nn.Module, pattern: str, rules: Mapping[str, TuneRule]) -> None:
     """Give every layer under a LoRA rule its adapter; layers that have one already must fit the rule."""
     rule = rules[pattern]
+
+    def follows(name: str) -> bool:
+        return _rule_of(part, f"{name}.weight", rules) == pattern and _chosen(name, rule)
+
     for name, layer in _adapted(module):
-        if _rule_of(part, f"{name}.weight", rules) != pattern:
+        if not follows(name):
             continue
         rank, alpha, _ = _kind(layer)
         if (rank, alpha) != (rule.rank, rule.alpha):
@@ -303,17 +347,14 @@ def _adapt(part: str, module: nn.Module, pattern: str, rules: Mapping[str, TuneR
             )
         dropout = nn.Dropout(rule.dropout) if rule.dropout else nn.Identity()
         layer.lora_dropout[ADAPTER] = dropout.train(layer.training)
-    layers = [name for name in _linear_layers(module) if _rule_of(part, f"{name}.weight", rules) == pattern]
-    if rule.targets is not None:
-        named = [name for name in layers if any(_targets(name, target) for target in rule.targets)]
-        leaves = {name.rpartition(".")[2] for name in layers}
-        for target in rule.targets:
-            if layers and not any(_targets(name, target) for name in layers):
-                hint = choices_text(target, leaves, "linear layers")
-                raise TuneError(f"tune: {pattern!r}: target {target!r} is no linear layer of {part!r}; {hint}")
-        layers = named
+    layers = [name for name in _linear_layers(module) if follows(name)]
     if layers:
         _inject(module, layers, rule.rank, rule.alpha, rule.dropout)
+
+
+def _chosen(name: str, rule: TuneRule) -> bool:
+    """Whether a LoRA rule means the layer `name`."""
+    return rule.targets is None or any(_targets(name, target) for target in rule.targets)
 
 
 def _targets(name: str, target: str) -> bool:
