@@ -73,6 +73,17 @@ def test_a_stream_that_was_stopped_anywhere_goes_on_the_same(stores, data):
     assert done + [one.id for one in running] == whole
 
 
+def test_a_stream_that_was_resumed_and_not_used_is_where_it_was(stores):
+    chosen = {"buffer": 7, "rank": 1, "world": 2, "roots": ["/x"]}
+    whole = [one.id for one in stream(stores[2], **chosen)]
+    for stop in range(0, len(whole) + 1, 4):
+        running = stream(stores[2], **chosen)
+        assert [one.id for one in islice(running, stop)] == whole[:stop]
+        for _ in range(3):
+            running = stream(stores[2], state=running.state, **chosen)
+        assert [one.id for one in running] == whole[stop:]
+
+
 def test_epochs_and_seeds_have_orders_of_their_own_and_samples_of_a_medium_stay_together(stores):
     orders = [ids(stores[3], buffer=20, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len(set(map(tuple, orders))) == 4 and all(sorted(one) == sorted(orders[0]) for one in orders)

@@ -35,6 +35,7 @@ _FRAGMENT = re.compile(r"(?P<file>.+)#(?P<fragment>\w+=[^/#&]*(?:&\w+=[^/#&]*)*)
 _PLAIN_PATH = re.compile(r"[^/#.\0\\][^/#\0\\]*(?:/[^/#.\0\\][^/#\0\\]*)*")  # for which join is all that `_inside` does
 _MEDIA_OF = {"<image>": "image", "<image3d>": "volume"}
 _REFERENCE_KEYS = ("id", "conversations", "image", "image3d", "answer", "task", "data_source", "domain", "split")
+_REFERENCE_SET = frozenset(_REFERENCE_KEYS)
 _TURN_KEYS = {"from", "value"}
 _REFERENCE_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
@@ -274,8 +275,7 @@ class Sample(BaseModel):
             for message in self.messages
         ]
         meta = _meta_dict(self.meta)
-        fields = {"source": self.source, "task": self.task, "split": self.split}
-        texts = ",".join([f'"{key}":{_quoted(text)}' for key, text in fields.items()])
+        texts = f'"source":{_quoted(self.source)},"task":{_quoted(self.task)},"split":{_quoted(self.split)}'
         written = _ENCODER.encode(meta) if meta else "{}"
         return f'{{"id":{_quoted(self.id)},"messages":[{",".join(messages)}],{texts},"meta":{written}}}'
 
@@ -471,6 +471,8 @@ _NO_META: dict[str, Any] = dict(_EMPTY_META)
 
 def _meta_dict(meta: Meta) -> dict[str, Any]:
     """Return what differs from the defaults, as JSON."""
+    if meta is _EMPTY_META:
+        return {}
     extra = meta.__pydantic_extra__ or {}
     if not (meta.boxes or meta.choices or meta.attributes) and all([type(value) is str for value in extra.values()]):
         return {key: value for key, value in meta.__dict__.items() if value and key in _META_TEXTS} | extra
@@ -516,7 +518,7 @@ _quoted = json.encoder.encode_basestring  # a quoted JSON string, characters bey
 
 def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
     """Turn a reference annotation into a canonical dict."""
-    further = [str(key) for key in data if key not in _REFERENCE_KEYS]
+    further = [str(key) for key in data if key not in _REFERENCE_SET]
     # Published sets carry keys of their own ("model", "idx"), which are kept in meta; one that is all but a known key
     # is a mistake.
     misspelt = [key for key in further if _is_almost_known(key)]

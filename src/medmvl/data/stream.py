@@ -94,7 +94,8 @@ class Stream(Iterator[Sample | SampleError]):
             self._window = state["window"]
         self._left: list[Text] = []
         self._source = iter(rows)
-        self._begin = self._state_of_rows()
+        # Rows that were told where to begin only say so themselves once they are on their way.
+        self._begin = self._state_of_rows() if state is None else state["rows"]
         for _ in range(0 if state is None else state["taken"]):
             self._next_text()
 
