@@ -1,15 +1,18 @@
 """Conversion: what can be used is in the store, what cannot is told, and nothing else is lost."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from pydantic import Field
 
+import adapter_root
 from medmvl.core.config import Strict
 from medmvl.core.lookup import LookupNameError
 from medmvl.core.schema import Image
 from medmvl.data.adapters.base import Adapter, LayoutError
+from medmvl.data.adapters.table import ADAPTERS
 from medmvl.data.convert import Unpacked, convert
 from medmvl.data.lines import StoreError
 from medmvl.data.rows import json_rows
@@ -191,3 +194,27 @@ def test_counting_goes_on_for_every_row(toy, tmp_path):
     steps = []
     convert(TOY, toy, tmp_path / "out", advance=steps.append)
     assert sum(steps) == 9
+
+
+@pytest.mark.parametrize("name", list(ADAPTERS))
+def test_every_data_set_becomes_a_store_of_what_its_adapter_yields(name, tmp_path):
+    root = adapter_root.build(name, tmp_path / "root")
+    done = convert(name, root.path, tmp_path / "out", options=root.options)
+    counts = {
+        (split, task): n for split, entry in done.manifest["splits"].items() for task, n in entry["tasks"].items()
+    }
+    assert counts == {key: count for key, count in root.counts.items() if count}
+    assert done.refused == sum(root.refused.values())
+    roots = [tmp_path / "root"]
+    lines = [
+        sample
+        for split in split_names(tmp_path / "out")
+        for sample in SampleStore(tmp_path / "out", split, roots=roots)
+    ]
+    assert len(lines) == sum(counts.values()) and {sample.source for sample in lines}
+    convert(name, root.path, tmp_path / "all", options=root.options, form="parquet", embed=True)
+    shutil.rmtree(tmp_path / "root")
+    packed = [sample for split in split_names(tmp_path / "all") for sample in SampleStore(tmp_path / "all", split)]
+    assert {sample.id for sample in packed} <= {sample.id for sample in lines}
+    assert all(Path(path.partition("#")[0]).exists() for sample in packed for path in sample.media_key)
+    assert packed and len(packed) == len(lines) - done.missing
