@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 VERBS = {
     "demo": "data, training, evaluation and report of a small model, on this machine",
-    "data": "build the benchmark, convert annotations, look at samples, prepare volumes",
+    "data": "convert data sets, build the benchmark, look at samples, prepare volumes",
     "check": "run a recipe dry: data, parts, tokens, steps, memory; starts nothing",
     "train": "train a bundle from a recipe, or resume",
     "eval": "score a bundle on tasks, with controls and a report",
     "predict": "answer a file of samples with a bundle",
     "chat": "talk with a bundle about pictures, in the terminal",
-    "list": "recipes, templates, connectors, encoders, tasks, recipe schema",
+    "list": "recipes, templates, connectors, encoders, tasks, data sets, recipe schema",
 }
 USER_ERROR = 2
 
