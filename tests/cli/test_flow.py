@@ -76,6 +76,22 @@ def test_check_of_medm_vl_2d_has_the_known_numbers(capsys: pytest.CaptureFixture
         assert number in shown
 
 
+def test_check_names_weights_that_are_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    llm, siglip = "Qwen/Qwen2.5-3B-Instruct", "google/siglip-base-patch16-256-multilingual"
+    assert main(["check", "medm_vl_2d"]) == 0
+    assert f"weights of {llm}, weights of {siglip}\n" in capsys.readouterr().out
+    snapshot = tmp_path / f"models--{siglip.replace('/', '--')}" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    assert main(["check", "medm_vl_2d"]) == 0
+    assert f"weights of {llm}\n" in capsys.readouterr().out
+
+
 def test_check_counts_what_is_at_hand(work: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", f"{work}/recipe.yaml", "stages.only.steps=null", "stages.only.epochs=3"]) == 0
     shown = capsys.readouterr().out

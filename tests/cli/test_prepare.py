@@ -88,6 +88,7 @@ def test_broken_volumes_are_listed_at_the_end(root: Path, tmp_path: Path, capsys
 def test_check_says_what_it_will_take(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", _written(root, tmp_path)]) == 0
     shown = capsys.readouterr().out
+    assert shown.count("volumes: some files were looked for, none was opened") == 1
     assert f"prepared volumes: 2.0 kB each, about 10 of them, 20.5 kB, in {tmp_path}/prepared (" in shown
     assert main(["check", _written(root, tmp_path), "run.prepared=null"]) == 0
     assert "prepared volumes: not kept" in capsys.readouterr().out

@@ -205,20 +205,40 @@ class ModelConfig(Strict):
     def random_parts(self) -> list[str]:
         """Parts that begin with random weights, in whole or in part; a class of the user's own counts as trained."""
         found = ["llm"] if self.llm.architecture is not None else []
-        towers = self.towers.items()
-        return found + [f"{name}.encoder" for name, one in towers if _is_random(one.encoder, one.encoder_options)]
+        for name, tower in self.towers.items():
+            if any(_is_random(*one) for one in _encoders(tower.encoder, tower.encoder_options)):
+                found.append(f"{name}.encoder")
+        return found
+
+    @property
+    def weights(self) -> list[str]:
+        """Files, folders and hub names that weights are read from, without those of the user's own classes."""
+        found = [self.llm.path]
+        for tower in self.towers.values():
+            for encoder, options in _encoders(tower.encoder, tower.encoder_options):
+                own = encoder.path is None or encoder.path in ENCODERS or ":" in encoder.path
+                found.append(options.get("weights") if own else encoder.path)
+            if tower.encoder.path == "dual":
+                found.append(TextModel.model_validate(_from_path(tower.encoder_options["text"])).path)
+        return list(dict.fromkeys(name for name in found if isinstance(name, str)))
 
 
-def _is_random(encoder: object, options: Mapping[str, Any]) -> bool:
-    """Say whether an encoder, or one inside it, has no weights to begin with."""
+def _encoders(encoder: object, options: Mapping[str, Any]) -> list[tuple[Weights, Mapping[str, Any]]]:
+    """Return an encoder and its options; for one that holds others these, but for what the image tower lends."""
     named = encoder if isinstance(encoder, Weights) else Weights.model_validate(_from_path(encoder))
     if named.path == "slices":
-        inner = options["encoder"]
-        return inner != "image" and _is_random(inner, options.get("encoder_options") or {})
-    if named.path == "dual":
-        branches = (options["volume"], options["slices"])
-        return any(_is_random(one["encoder"], one.get("encoder_options") or {}) for one in branches)
-    return named.architecture is not None or (named.path in ENCODERS and not options.get("weights"))
+        branches = [options]
+    elif named.path == "dual":
+        branches = [options["volume"], options["slices"]]
+    else:
+        return [(named, options)]
+    inner = [(one["encoder"], one.get("encoder_options") or {}) for one in branches if one["encoder"] != "image"]
+    return [found for one in inner for found in _encoders(*one)]
+
+
+def _is_random(encoder: Weights, options: Mapping[str, Any]) -> bool:
+    """Say whether an encoder has no weights to begin with."""
+    return encoder.architecture is not None or (encoder.path in ENCODERS and not options.get("weights"))
 
 
 class TuneRule(Strict):

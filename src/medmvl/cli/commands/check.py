@@ -61,16 +61,25 @@ def check(
     for part in settings.left_random(carried):
         screen.print(f"[yellow]warning: {LEFT_RANDOM % part}", soft_wrap=True)
     every = [*(one for sources in found for one in sources), *held_out]
-    _print_prepared(screen, settings, built, every)
+    _print_prepared(screen, settings, built, every, recipe)
     fatal = [f"{one.data.source} ({one.data.split}): {one.note}" for one in every if one.fatal]
     for stage, sources in zip(settings.stages, found, strict=True):
         fatal += _print_stage(screen, settings, stage, sources, built, template, devices)
     if fatal:
         raise ValueError("\n  ".join([f"{recipe} cannot run on this machine as it is", *fatal]))
     missing = sorted({one.data.source for sources in found for one in sources if one.store is None})
+    missing += [f"weights of {name}" for name in _absent(settings)]
     todo = [f"train: {first}"] * bool(first) + [f"fetch: {', '.join(missing)}"] * bool(missing)
     verdict = f"valid; before it can run, {'; '.join(todo)}" if todo else "valid, and its data is here"
     screen.print(f"{recipe}: {verdict}", soft_wrap=True)
+
+
+def _absent(recipe: "Recipe") -> list[str]:
+    """Return the hub names and files whose weights are not on this machine."""
+    from medmvl.model.source import at_hand
+
+    names = recipe.model.weights if recipe.model is not None else []
+    return [name for name in names if not at_hand(name)]
 
 
 def _print_data(screen: "Console", recipe: "Recipe", found: Sequence[Sequence["Status"]]) -> None:
@@ -183,7 +192,9 @@ def _print_model(screen: "Console", recipe: "Recipe", built: "Built") -> None:
     screen.print(built.model.why_packable, soft_wrap=True)
 
 
-def _print_prepared(screen: "Console", recipe: "Recipe", built: "Built", sources: Sequence["Status"]) -> None:
+def _print_prepared(
+    screen: "Console", recipe: "Recipe", built: "Built", sources: Sequence["Status"], name: str
+) -> None:
     """Print what the cache of prepared volumes will take, for a model that takes volumes."""
     import shutil
 
@@ -193,6 +204,13 @@ def _print_prepared(screen: "Console", recipe: "Recipe", built: "Built", sources
     size = next((entry_bytes(t.encoder.spec) for t in built.model.towers.values() if t.encoder.spec.is_volume), None)
     if size is None:
         return
+    if any(one.store is not None and one.data.media == "keep" for one in sources):
+        screen.print(
+            "volumes: some files were looked for, none was opened; broken ones are told by "
+            f"`medmvl data prepare --recipe {name}` or `medmvl data audit`",
+            markup=False,
+            soft_wrap=True,
+        )
     if recipe.run.prepared is None:
         screen.print("prepared volumes: not kept (run.prepared is null), each use reads the file", soft_wrap=True)
         return
