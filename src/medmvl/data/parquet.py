@@ -169,6 +169,7 @@ class ShardReader:
         self._folder, self._paths = folder, [folder / name for name in names]
         self.path = self._paths[0]
         opened = [_open(path) for path in self._paths]
+        self._footers = [file.metadata for file in opened]
         self._digests = [_digest_of(file) for file in opened]
         self.hash = _joined(self._digests)
         if self.hash != digest:
@@ -224,7 +225,7 @@ class ShardReader:
         shard, number = self._groups[group]
         try:
             # Arrow's own threads do not survive a fork, so none are used.
-            table = _open(self._paths[shard]).read_row_group(number, [column], use_threads=False)
+            table = _open(self._paths[shard], self._footers[shard]).read_row_group(number, [column], use_threads=False)
         except (OSError, ValueError) as error:
             raise SampleError(f"the shard is damaged here: {error}", "?", where) from error
         return table.column(column).combine_chunks()
@@ -267,11 +268,11 @@ def _renamed(sample: Sample, names: Mapping[str, str]) -> Sample:
     return sample.model_copy(update={"messages": tuple(messages)})
 
 
-def _open(path: Path) -> "pq.ParquetFile":
+def _open(path: Path, footer: "pq.FileMetaData | None" = None) -> "pq.ParquetFile":
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
+        return pq.ParquetFile(path, metadata=footer, pre_buffer=False, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read as Parquet: {error}") from error
 
