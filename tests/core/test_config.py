@@ -70,6 +70,14 @@ def test_yaml_1_2(folder: Path) -> None:
         settings.llm = "y"  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(("text", "plain"), [("1e-3", "0.001"), ("1e-5", "1.0e-05"), ("2.5e-5", "2.5e-05"), ("x", "")])
+def test_numbers_that_came_as_text(text: str, plain: str) -> None:
+    """PyYAML reads 1e-3 as text."""
+    told = mistakes({"run": {"mode": "full", "lr": text}})
+    assert f"run.lr: input should be a valid number; got {text!r} (str)" in told
+    assert (f"; write {plain}, or let medmvl read the file itself" in told) is bool(plain)
+
+
 def test_extends_by_name_and_merging(folder: Path) -> None:
     (folder / "third.yaml").write_text("extends: child\nrun: {lr: 0.5}\nstages: []\n")
     settings = load(Settings, "third", shipped=folder)
@@ -115,7 +123,8 @@ def test_all_mistakes_at_once_with_their_places(folder: Path) -> None:
         f"{bad}, line 2: llm: input should be a valid string; got 3 (int)",
         f"{bad}, line 4: stgaes: unknown key; did you mean 'stages'",
         f"{bad}, line 6: run.mode: got 'ful'; did you mean 'full'? Choices: frozen, full",
-        f"{bad}, line 7: run.lr: input should be a valid number; got '1' (str)",
+        f"{bad}, line 7: run.lr: input should be a valid number; got '1' (str); write 1, or "
+        "let medmvl read the file itself (PyYAML takes 1e-3 for text)",
         f"{bad}, line 9: stages[0].name: required key is missing",
         f"{bad}, line 9: stages[0].epochs: input should be a valid number; got 'x' (str)",
         "override 'run.lrr=1': run.lrr: unknown key; did you mean 'lr'",

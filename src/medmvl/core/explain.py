@@ -1,5 +1,6 @@
 """Turns pydantic's validation errors into sentences: where, what was given, the nearest or all choices."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,7 +66,21 @@ def _sentence(item: Mapping[str, Any], path: Path, parent: type[BaseModel] | Non
         return f"unknown type {tag!r}; {choices_text(tag, choices)}"
     if kind == "value_error":
         return str(item["ctx"]["error"])
-    return f"{item['msg'][0].lower()}{item['msg'][1:]}; got {shorten(given)} ({type(given).__name__})"
+    said = f"{item['msg'][0].lower()}{item['msg'][1:]}; got {shorten(given)} ({type(given).__name__})"
+    return f"{said}{_as_number(given)}" if kind in ("float_type", "int_type") else said
+
+
+def _as_number(given: object) -> str:
+    """Say how to write a number that came as text: YAML 1.1, as PyYAML reads it, takes 1e-3 for text."""
+    try:
+        number = float(given) if isinstance(given, str) else math.nan
+    except ValueError:
+        return ""
+    if not math.isfinite(number):
+        return ""
+    text = repr(int(number) if number.is_integer() else number)
+    plain = text if "." in text or "e" not in text else text.replace("e", ".0e")  # 1.0e-05: a number in both versions
+    return f"; write {plain}, or let medmvl read the file itself (PyYAML takes 1e-3 for text)"
 
 
 def field_names(model: type[BaseModel] | None) -> list[str]:
