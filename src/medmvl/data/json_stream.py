@@ -188,19 +188,20 @@ class Window:
 
 def is_doubtful(text: str) -> bool:
     """Whether some value in this text may hold what is no character; a quick look, for `checked` takes time."""
-    return "\\ud" in text or "\\uD" in text or not _is_text(text)
+    return "\\ud" in text or "\\uD" in text or not is_text(text)
 
 
 def checked(value: Any, raw: str) -> Any:
     """Return the value of the JSON text `raw`, or `Unusable` where one of its strings is not made of characters."""
-    if not _is_text(raw):
+    if not is_text(raw):
         return Unusable("is no valid UTF-8; save the file as UTF-8")
-    if ("\\ud" in raw or "\\uD" in raw) and not _is_text(json.dumps(value, ensure_ascii=False, default=str)):
+    if ("\\ud" in raw or "\\uD" in raw) and not is_text(json.dumps(value, ensure_ascii=False, default=str)):
         return Unusable("holds half of a character (a lone surrogate); repair the text's encoding")
     return value
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
+    """Whether a text is made of characters alone, without halves of pairs and bytes that were none."""
     try:
         text.encode()
     except UnicodeEncodeError:

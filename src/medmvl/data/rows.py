@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from medmvl.core.lookup import choices_text
-from medmvl.data.json_stream import LONGEST, Decoder, JsonError, Unusable, Window, checked, is_doubtful
+from medmvl.data.json_stream import LONGEST, Decoder, JsonError, Unusable, Window, checked, is_doubtful, is_text
 
 _CHUNK = 2**20  # bytes
 _LONGEST_CELL = 16 * 2**20  # characters; a report has some thousands
@@ -44,8 +44,10 @@ class Row:
         """Return a field that must be there and not be blank, as text without outer white space.
 
         Raises:
-            ValueError: the field is missing or blank; names the fields there are.
+            ValueError: the field is missing (names those there are), blank, or holds a list or an object.
         """
+        if isinstance(self.data.get(field), list | tuple | Mapping | bytes):
+            raise ValueError(f"field {field!r} holds a {type(self.data[field]).__name__}, no text")
         value = self.optional(field)
         if not value:
             state = "is empty" if field in self.data else f"is missing; {choices_text(field, self.data, 'fields')}"
@@ -111,7 +113,7 @@ def _header(path: Path, reader: Iterator[list[str]], columns: Sequence[str]) -> 
         raise TableError(f"{path}: its first line cannot be read: {error}") from error
     if header is None:
         raise TableError(f"{path}: the file is empty; a table with the columns {', '.join(columns)} was expected")
-    if any("�" in name or "\0" in name for name in header):
+    if not is_text("".join(header)) or any("\0" in name for name in header):
         raise TableError(f"{path}: its first line is no valid UTF-8; save the file as UTF-8")
     names = [name.strip() for name in header]
     check_columns(path, names, columns)
@@ -121,7 +123,7 @@ def _header(path: Path, reader: Iterator[list[str]], columns: Sequence[str]) -> 
 def _cells(place: str, names: Sequence[str], cells: Sequence[str]) -> Row | BadRow:
     if len(cells) != len(names):
         return BadRow(place, f"has {len(cells)} cells, but the header names {len(names)} columns")
-    if any("�" in cell for cell in cells):
+    if not is_text("".join(cells)):
         return BadRow(place, "is no valid UTF-8; save the file as UTF-8")
     if any("\0" in cell for cell in cells):
         return BadRow(place, "holds a zero byte; the file is damaged, or no UTF-8")
@@ -405,4 +407,4 @@ def _opened(path: Path) -> Any:
 
 
 def _decoded(file: Any) -> io.TextIOWrapper:
-    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
