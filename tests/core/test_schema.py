@@ -300,3 +300,11 @@ def test_meta_is_written_as_pydantic_writes_it(row: dict) -> None:
     expected = sample.meta.model_dump(mode="json", exclude={"boxes"}, exclude_defaults=True)
     written = {key: value for key, value in sample.to_dict()["meta"].items() if key != "boxes"}
     assert json.dumps(written) == json.dumps(expected)
+
+
+def test_a_volume_shown_as_a_picture_is_told_so():
+    row = {"id": "a", "image3d": ["a.nii.gz"], "conversations": [{"from": "human", "value": "<image>\nWhat?"}]}
+    with pytest.raises(SampleError, match="<image3d> a volume's"):
+        Sample.from_dict(row)
+    with pytest.raises(SampleError, match="one path per placeholder"):
+        Sample.from_dict({**row, "image3d": []})

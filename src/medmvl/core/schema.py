@@ -533,7 +533,8 @@ def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
     for index, turn in enumerate(data["conversations"]):
         role, text = _reference_turn(turn, index, sample_id)
         content: list[dict[str, Any]] = []
-        for piece in [text] if role == "assistant" else _PLACEHOLDER.split(text.strip()):
+        whole = role == "assistant" or "<image" not in text
+        for piece in [text if role == "assistant" else text.strip()] if whole else _PLACEHOLDER.split(text.strip()):
             kind = _MEDIA_OF.get(piece) if role == "user" else None
             if kind is None:
                 content += [{"type": "text", "text": piece}] if piece or role == "assistant" else []
@@ -544,11 +545,10 @@ def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
         messages.append({"role": role, "content": content})
     for placeholder, kind in _MEDIA_OF.items():
         if counts[kind] != len(paths[kind]):
-            raise SampleError(
-                f"the text shows {placeholder} {counts[kind]} times, but {len(paths[kind])} {kind} paths are given; "
-                "give one path per placeholder",
-                sample_id,
-            )
+            swapped = sum(counts.values()) == sum(map(len, paths.values()))
+            hint = "<image> is a picture's place, <image3d> a volume's" if swapped else "give one path per placeholder"
+            said = f"the text shows {placeholder} {counts[kind]} times, but {len(paths[kind])} {kind} paths are given"
+            raise SampleError(f"{said}; {hint}", sample_id)
     if data.get("answer") is not None:
         answer = str(data["answer"])
         if not messages or messages[-1]["role"] != "assistant":
