@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
@@ -18,6 +17,7 @@ from medmvl.core.lookup import choices_text, nearest
 from medmvl.core.schema import Box, Image, Sample, SampleError, Volume
 from medmvl.data.adapters.annotations import files_by_split, media_root, split_of
 from medmvl.data.adapters.base import Adapter, Media, Words
+from medmvl.data.adapters.embedded import unpacked
 from medmvl.data.questions import draw, pool
 from medmvl.data.rows import BadRow, Row, TableError, csv_rows, parquet_rows
 
@@ -25,8 +25,6 @@ _FIELD = re.compile(r"\{([^{}]+)\}")
 _BOX = "<box>"
 _NO_WORDS = {"image", "volume", "choices", "boxes"}  # columns whose cells may be lists or files
 _PEEK = 100  # rows that tell the columns: those of one table are alike
-_MAGIC = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif", b"BM": ".bmp"}
-_SUFFIX = re.compile(r"(?:\.nii)?\.[A-Za-z0-9]{1,5}$")
 
 
 def _column(what: str) -> Any:
@@ -212,8 +210,7 @@ images/...     anywhere beside it; a folder with train.csv, val.csv and test.csv
         given = cell if isinstance(cell, Mapping) else {"bytes": cell} if isinstance(cell, bytes) else {"path": cell}
         content, path = given.get("bytes"), given.get("path")
         if content:
-            digest = hashlib.sha256(content).hexdigest()[:32]  # equal pictures are one file
-            return self.unpack(f"{digest[:2]}/{digest}{_suffix(content, str(path or ''))}", content)
+            return unpacked(self, content, str(path or ""))
         if not isinstance(path, str):
             raise ValueError(f"holds neither a path nor a picture, but a {type(path).__name__}")
         return self.path(path, folder)
@@ -229,15 +226,6 @@ def _belongs(row: Row | BadRow, column: str, split: str, usual: str) -> bool:
     """Whether a row is for this split; what names no known one goes, to be refused, with those that name none."""
     named = row.optional(column) if column and isinstance(row, Row) else ""
     return (split_of(named) or usual) == split
-
-
-def _suffix(content: bytes, path: str) -> str:
-    """Return how a file of this content is to be called, by its first bytes, else by its former name."""
-    known = next((suffix for magic, suffix in _MAGIC.items() if content.startswith(magic)), "")
-    found = ".dcm" if content[128:132] == b"DICM" else known or "".join(_SUFFIX.findall(PurePosixPath(path).name))
-    if not found:
-        raise ValueError("holds a file of unknown kind: neither its first bytes nor its name tell")
-    return found
 
 
 def _boxes(cell: Any) -> list[Box]:

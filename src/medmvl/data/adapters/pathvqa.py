@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from medmvl.core.schema import Image, Sample, SampleError
-from medmvl.data.adapters.base import Adapter, Media
-from medmvl.data.adapters.embedded import Pictures, embedded_rows, shards
+from medmvl.data.adapters.base import Adapter
+from medmvl.data.adapters.embedded import is_copy, questions, yes_no
 from medmvl.data.pickles import read_pickle
 from medmvl.data.rows import BadRow, Row, TableError
 
@@ -46,49 +46,50 @@ data/test-00000-of-00001.parquet
 """
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
-        numbers = count()
-        if next(self.root.glob("data/*.parquet"), None):
-            files = shards(self, "validation" if split == "val" else split)
-            rows = embedded_rows(files, ("image", "question", "answer"))
-            yield from self.each(rows, partial(self._embedded, split, numbers, Pictures(self)))
+        if is_copy(self):
+            yield from questions(self, split, "validation" if split == "val" else split)
             return
         file = self.find(*(f"{top}qas/{name}" for name in _files(split) for top in ("pvqa/", "")))
         images = file.parent.parent if file.parent.name == "qas" else file.parent.parent.parent
-        yield from self.each(_items(file), partial(self._item, split, numbers, images / "images" / split))
+        yield from self.each(_items(file), partial(self._item, split, count(), images / "images" / split))
 
     def _item(self, split: str, numbers: Iterator[int], folder: Path, row: Row) -> Iterator[Sample]:
         number = next(numbers)
         rich = "img_id" in row.data or "sent" in row.data
         image = row.text("img_id" if rich else "image")
         picture = Image(path=self.path(f"{image}.jpg", folder))
-        if rich:
-            label = row.data.get("label")
-            if not isinstance(label, dict) or not label:
-                raise ValueError(f"field 'label' is {{answer: 1}}, got {label!r}")
-            answer, kind = str(next(iter(label))).strip(), _TYPES.get(row.text("answer_type"))
-            if kind is None:
-                raise ValueError(f"answer_type {row.data['answer_type']!r} is unknown; known are {', '.join(_TYPES)}")
-        else:
-            answer, kind = row.text("answer"), None
-        known = {key: row.optional(key) for key in ("question_id", "question_type")}
-        yield self._sample(split, number, picture, row.text("sent" if rich else "question"), answer, kind, **known)
-
-    def _embedded(self, split: str, numbers: Iterator[int], pictures: Pictures, row: Row) -> Iterator[Sample]:
-        number, question, answer = next(numbers), row.text("question"), row.text("answer")
-        yield self._sample(split, number, pictures.unpack(row.data["image"]), question, answer)
-
-    def _sample(
-        self, split: str, number: int, picture: Media, question: str, answer: str, kind: str | None = None, **meta: Any
-    ) -> Sample:
-        if not answer:
-            raise ValueError("the answer is empty")
-        yes_no = answer.lower() in ("yes", "no")
-        kind = kind or ("closed" if yes_no else "open")
-        choices = ("yes", "no") if kind == "closed" and yes_no else None
-        sample_id = f"{split}-{number:05}"
-        return self.sample(
-            sample_id, split, "vqa", question, answer, [picture], answer_type=kind, choices=choices, **meta
+        answer = _label(row) if rich else row.text("answer")
+        choices = yes_no(answer)
+        kind = _type(row) if rich else "closed" if choices else "open"
+        yield self.sample(
+            f"{split}-{number:05}",
+            split,
+            "vqa",
+            row.text("sent" if rich else "question"),
+            answer,
+            [picture],
+            answer_type=kind,
+            choices=choices if kind == "closed" else None,
+            **{key: row.optional(key) for key in ("question_id", "question_type")},
         )
+
+
+def _label(row: Row) -> str:
+    """Return the answer of {"label": {answer: 1}}, the first where there are several."""
+    label = row.data.get("label")
+    if not isinstance(label, dict) or not label:
+        raise ValueError(f"field 'label' is {{answer: 1}}, got {label!r}")
+    answer = str(next(iter(label))).strip()
+    if not answer:
+        raise ValueError("the answer is empty")
+    return answer
+
+
+def _type(row: Row) -> str:
+    kind = _TYPES.get(row.text("answer_type"))
+    if kind is None:
+        raise ValueError(f"answer_type {row.data['answer_type']!r} is unknown; known are {', '.join(_TYPES)}")
+    return kind
 
 
 def _files(split: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 from medmvl.core.lookup import choices_text, nearest
 from medmvl.core.schema import Image, Sample, SampleError
 from medmvl.data.adapters.base import Adapter
-from medmvl.data.adapters.embedded import Pictures, embedded_rows, shards
+from medmvl.data.adapters.embedded import is_copy, questions, yes_no
 from medmvl.data.rows import BadRow, Row, json_rows
 
 _PHRASES = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
@@ -45,15 +45,13 @@ data/test-00000-of-00001-*.parquet
 """
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
-        numbers = count()
-        if next(self.root.glob("data/*.parquet"), None):
-            rows = embedded_rows(shards(self, split), ("image", "question", "answer"))
-            yield from self.each(rows, partial(self._embedded, split, numbers, Pictures(self)))
+        if is_copy(self):
+            yield from questions(self, split, split)
             return
         file = self.find("VQA_RAD Dataset Public.json", "VQA_RAD_Dataset_Public.json")
         folder = self.find("VQA_RAD Image Folder", "VQA_RAD_Image_Folder", "images")
         rows = (row for row in json_rows(file) if _split(row) == split)
-        yield from self.each(rows, partial(self._item, split, numbers, folder))
+        yield from self.each(rows, partial(self._item, split, count(), folder))
 
     def _item(self, split: str, numbers: Iterator[int], folder: Path, row: Row) -> Iterator[Sample]:
         number, phrase = next(numbers), row.text("phrase_type")
@@ -72,23 +70,10 @@ data/test-00000-of-00001-*.parquet
             [Image(path=self.path(row.text("image_name"), folder))],
             study=row.optional("image_case_url"),
             answer_type=kind,
-            choices=_choices(answer) if kind == "closed" else None,
+            choices=yes_no(answer) if kind == "closed" else None,
             **{key: row.optional(key) for key in _META},
         )
-
-    def _embedded(self, split: str, numbers: Iterator[int], pictures: Pictures, row: Row) -> Iterator[Sample]:
-        number, question, answer = next(numbers), row.text("question"), row.text("answer")
-        choices = _choices(answer)
-        picture, kind = pictures.unpack(row.data["image"]), "closed" if choices else "open"
-        sample_id = f"{split}-{number:05}"
-        yield self.sample(sample_id, split, "vqa", question, answer, [picture], answer_type=kind, choices=choices)
 
 
 def _split(row: Row | BadRow) -> str:
     return "train" if isinstance(row, BadRow) else _PHRASES.get(row.optional("phrase_type"), "train")
-
-
-def _choices(answer: str) -> tuple[str, ...] | None:
-    """Return (yes, no) in the spelling of an answer that is one of them."""
-    spellings = (("yes", "no"), ("Yes", "No"), ("YES", "NO"))
-    return next((pair for pair in spellings if answer in pair), None)
