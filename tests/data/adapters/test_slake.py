@@ -52,6 +52,10 @@ def test_chinese_rows_stay_out_of_other_splits(root) -> None:
     assert [sample.meta.model_extra["q_lang"] for sample in samples] == ["en", "en", "en", "zh"]
     (leak,) = [error for error in refused if "left out" in error.message]
     assert "xmlab4 belongs to test" in leak.message and leak.path == "item 7 of train.json"
+    ids = {sample.meta.model_extra["qid"]: sample.id for sample in samples}
+    for language in ("en", "zh"):  # one question has one id, whatever is read beside it
+        for sample in _read(root, "train", "vqa", languages=language)[0]:
+            assert sample.id == ids[sample.meta.model_extra["qid"]]
     _, refused = _read(root, "val", "vqa", languages="zh")
     assert ["xmlab2 belongs to train" in error.message for error in refused] == [True]
     images = {
@@ -100,7 +104,7 @@ def test_wordings_vary_in_training_only(root) -> None:
     (root / "imgs/xmlab1/detection.json").write_text(json.dumps(boxes))
     samples, _ = _read(root, "train", "rec")
     asked = {sample.messages[0].content[-1].text.replace(sample.meta.boxes[0].label, "{}") for sample in samples[:60]}
-    assert asked == set(pool("uni_med_refer"))
+    assert asked == set(pool("uni_med_rec"))
 
 
 @pytest.mark.parametrize("content", ["{", '[{"Liver": [1, 2, 3]}]', "[3]", '[{"a": [1,1,1,1], "b": [1,1,1,1]}]'])

@@ -17,6 +17,7 @@ from pydantic import Field
 from medmvl.core.config import Strict
 from medmvl.core.schema import Box, Sample, SampleError, Volume
 from medmvl.data.adapters.base import Adapter
+from medmvl.data.adapters.regions import regions
 from medmvl.data.npz import npz_array, npz_file
 from medmvl.data.questions import draw
 from medmvl.data.rows import BadRow, Row, TableError, csv_rows, json_items, json_rows
@@ -189,7 +190,8 @@ M3D_RefSeg_npy/s0000/ct.npy, mask.npy
             if str(number + 1) not in names:
                 yield SampleError(f"{folder.name}.json names no class {number + 1}", key, row.place)
                 continue
-            yield from self._both(key, split, tasks, medium, names[str(number + 1)], coords, meta)
+            box = Box(coords=coords, label=names[str(number + 1)])
+            yield from regions(self, key, split, tasks, medium, box, "m3d", **meta)
 
     def _inside(self, name: str, folder: Path) -> str:
         """Return a file of M3D-Seg: what follows "0000/", for prepared lists name places on their authors' disk."""
@@ -202,25 +204,6 @@ M3D_RefSeg_npy/s0000/ct.npy, mask.npy
         content = io.BytesIO()
         np.save(content, _to_bytes(volume))
         return Volume(path=self.unpack(f"m3d_seg/{name}", content.getvalue()) + "#unit=0..255")
-
-    def _both(
-        self,
-        key: str,
-        split: str,
-        tasks: Collection[str],
-        medium: Volume,
-        label: str,
-        coords: Coords,
-        meta: Mapping[str, str],
-    ) -> Iterator[Sample]:
-        box = Box(coords=coords, label=label)
-        if "rec" in tasks:
-            wording = draw("m3d_rec", key, split).replace("{}", label)
-            yield self.sample(f"rec-{key}", split, "rec", wording, (0,), [medium], [box], **meta)
-        if "reg" in tasks:
-            before, _, after = draw("m3d_reg", key, split).partition("{}")
-            wording = tuple(piece for piece in (before, 0, after) if piece != "")
-            yield self.sample(f"reg-{key}", split, "reg", wording, label, [medium], [box], answer_type="open", **meta)
 
     # M3D-RefSeg.
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,7 +17,7 @@ from medmvl.core.config import Strict
 from medmvl.core.lookup import choices_text
 from medmvl.core.schema import Box, Image, Sample, SampleError
 from medmvl.data.adapters.base import Adapter
-from medmvl.data.questions import draw
+from medmvl.data.adapters.regions import corners, regions
 from medmvl.data.rows import BadRow, Row, TableError, json_items, json_rows
 from medmvl.imaging.picture import check_pixels
 from medmvl.imaging.read import read_picture
@@ -133,8 +133,9 @@ regions_small_train/<modality>/<image>.json      [{"liver": [x, y, width, height
                 except ValueError as error:
                     yield SampleError(str(error), key, row.place)
                     continue
-                for part, box in enumerate(boxes):
-                    yield from self._both(f"{key}-{part}" if parts else key, split, tasks, picture, label, box, meta)
+                for part, coords in enumerate(boxes):
+                    box, own = Box(coords=coords, label=label), f"{key}-{part}" if parts else key
+                    yield from regions(self, own, split, tasks, Image(path=picture), box, "uni_med", **meta)
 
     def _in_parts(self, instances: Iterable[str]) -> bool:
         """Say whether the masks of one class are cut into their connected parts."""
@@ -163,25 +164,6 @@ regions_small_train/<modality>/<image>.json      [{"liver": [x, y, width, height
             raise ValueError(f"no part of its mask has {self.options.smallest} pixels")
         return boxes
 
-    def _both(
-        self,
-        key: str,
-        split: str,
-        tasks: Collection[str],
-        picture: str,
-        label: str,
-        coords: tuple[float, ...],
-        meta: Mapping[str, str],
-    ) -> Iterator[Sample]:
-        box, media = Box(coords=coords, label=label), [Image(path=picture)]
-        if "rec" in tasks:
-            wording = draw("uni_med_refer", key, split).replace("{}", label)
-            yield self.sample(f"rec-{key}", split, "rec", wording, (0,), media, [box], **meta)
-        if "reg" in tasks:
-            before, _, after = draw("uni_med_identify", key, split).partition("{}")
-            wording = tuple(piece for piece in (before, 0, after) if piece != "")
-            yield self.sample(f"reg-{key}", split, "reg", wording, label, media, [box], answer_type="open", **meta)
-
     def _region(self, split: str, tasks: Collection[str], row: Row) -> Iterator[Sample]:
         """Yield the samples of one object of Uni-Med's prepared folders."""
         modality, stem = row.data["modality"], row.data["stem"]
@@ -195,7 +177,8 @@ regions_small_train/<modality>/<image>.json      [{"liver": [x, y, width, height
         except ValueError:  # its own naming is not published
             meta = {"modality": modality}
         key = f"{split}-{modality}-{stem}-{row.data['number']}"
-        yield from self._both(key, split, tasks, picture, _readable(label), _corners(given), meta)
+        box = Box(coords=corners(given), label=_readable(label))
+        yield from regions(self, key, split, tasks, Image(path=picture), box, "uni_med", **meta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,12 +347,3 @@ def _regions(folder: Path) -> Iterator[Row | BadRow]:
             else:
                 data = {"object": row.data, "number": number, "stem": file.stem, "modality": modality}
                 yield Row(f"item {number} of {place}", data)
-
-
-def _corners(box: Any) -> tuple[float, ...]:
-    """Return (x0, y0, x1, y1) of [x, y, width, height] in pixels."""
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
-    if not numbers or min(box[:2]) < 0 or min(box[2:]) <= 0:
-        raise ValueError(f"a box is [x, y, width, height] in pixels, got {box!r:.80}")
-    x, y, width, height = box
-    return (x, y, x + width, y + height)

@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property, partial
 from itertools import count
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from medmvl.core.config import Strict
 from medmvl.core.schema import Box, Image, Sample, SampleError
 from medmvl.data.adapters.base import Adapter
-from medmvl.data.questions import draw
+from medmvl.data.adapters.regions import corners, regions
 from medmvl.data.rows import BadRow, Row, json_rows
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -67,7 +67,7 @@ imgs/xmlab1/detection.json     [{"Liver": [x, y, width, height]}, ...]
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
         self.find("imgs")
         if "vqa" in tasks:
-            yield from self.each(self._asked(split), partial(self._question, split, count()))
+            yield from self.each(self._rows(split), partial(self._question, split, count()))
         if wanted := [task for task in ("rec", "reg") if task in tasks]:
             for folder in [folder for folder, home in self._homes.items() if home == split]:
                 yield from self.each(self._boxes(folder), partial(self._box, split, wanted, folder))
@@ -76,14 +76,10 @@ imgs/xmlab1/detection.json     [{"Liver": [x, y, width, height]}, ...]
         files = {"train": ("train.json",), "val": ("validate.json", "validation.json"), "test": ("test.json",)}
         return json_rows(self.find(*files[split]))
 
-    def _asked(self, split: str) -> Iterator[Row | BadRow]:
-        languages = {"en", "zh"} if self.options.languages == "both" else {self.options.languages}
-        for row in self._rows(split):
-            if isinstance(row, BadRow) or row.optional("q_lang") in languages or not row.optional("q_lang"):
-                yield row
-
     def _question(self, split: str, numbers: Iterator[int], row: Row) -> Iterator[Sample]:
         number, language = next(numbers), row.text("q_lang")
+        if self.options.languages not in (language, "both"):
+            return
         picture = Image(path=self.path(row.text("img_name"), self.root / "imgs"))
         folder = _folder(row)
         home = self._homes.get(folder, split)
@@ -140,31 +136,11 @@ imgs/xmlab1/detection.json     [{"Liver": [x, y, width, height]}, ...]
 
     def _box(self, split: str, tasks: Collection[str], folder: str, row: Row) -> Iterator[Sample]:
         thing, number = row.text("object"), row.data["number"]
-        box = Box(coords=_corners(row.data["box"]), label=thing)
+        box = Box(coords=corners(row.data["box"]), label=thing)
         picture = Image(path=self.path(f"imgs/{folder}/source.jpg"))
-        key = f"{folder}-{number}"
-        if "rec" in tasks:
-            wording = draw("uni_med_refer", key, split).replace("{}", thing)
-            yield self.sample(f"rec-{split}-{key}", split, "rec", wording, (0,), [picture], [box])
-        if "reg" in tasks:
-            before, _, after = draw("uni_med_identify", key, split).partition("{}")
-            wording = tuple(piece for piece in (before, 0, after) if piece != "")
-            yield self.sample(f"reg-{split}-{key}", split, "reg", wording, thing, [picture], [box], answer_type="open")
+        yield from regions(self, f"{folder}-{number}", split, tasks, picture, box, "uni_med")
 
 
 def _folder(row: Row) -> str:
     """Return "xmlab1" of "xmlab1/source.jpg"."""
     return PurePosixPath(row.optional("img_name").replace("\\", "/")).parent.as_posix()
-
-
-def _corners(box: Any) -> tuple[float, ...]:
-    """Return (x0, y0, x1, y1) of [x, y, width, height] in pixels.
-
-    Raises:
-        ValueError: other than four numbers, or an empty box.
-    """
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
-    if not numbers or min(box[:2]) < 0 or min(box[2:]) <= 0:
-        raise ValueError(f"a box is [x, y, width, height] in pixels, got {box!r}")
-    x, y, width, height = box
-    return (x, y, x + width, y + height)
