@@ -191,7 +191,7 @@ def test_order_is_read_only_with_positions(name: str) -> None:
         ("average", (17,), {}, ["tokens: patches"]),
         ("average", (4, 4), {}, ["(slices, rows, columns)", "(4, 4)", "no slices"]),
         ("attention", (4, 4), {"positions": "slices"}, ["positions: slices", "no slices"]),
-        ("attention", (4, 4), {"positions": True}, ["none, tokens, slices", "True"]),
+        ("attention", (4, 4), {"positions": True}, ["none, slices, tokens", "True"]),
         ("attention_pool", (4, 4), {"heads": 3}, ["3 heads"]),
         ("perceiver", (4, 4), {"head_width": 0}, ["head_width >= 1"]),
         ("attention", (4, 4), {"heads": 5}, ["5 heads", "[1, 2, 4, 8, 16]"]),
@@ -199,8 +199,8 @@ def test_order_is_read_only_with_positions(name: str) -> None:
         ("perceiver", (4, 4), {"latents": 0}, ["latents >= 1"]),
         ("mlp", (4, 4), {"depth": 0}, ["depth >= 1"]),
         ("mlp", (4, 4), {"dept": 2}, ["'dept'", "did you mean 'depth'"]),
-        ("linear", (4, 4), {"depth": 2}, ["no option 'depth'"]),
-        ("mlp", (4, 4), {"depth": "two"}, ["'two'"]),
+        ("linear", (4, 4), {"depth": 2}, ["unknown option 'depth'"]),
+        ("mlp", (4, 4), {"depth": "two"}, ["'depth' must be a whole number, got 'two' (str)"]),
     ],
 )
 def test_misfits_tell_what_fits(name: str, grid: tuple[int, ...], options: dict, parts: list[str]) -> None:

@@ -141,7 +141,8 @@ def test_the_spec_is_the_towers(parts: Path) -> None:
     ("changes", "pattern"),
     [
         ({"layer": -2}, "have `layer` and `tokens` of their own"),
-        ({"encoder_options": {"volume": "vit3d"}}, "volume: a branch of 'dual' is a mapping with the key 'encoder'"),
+        ({"encoder_options": {"volume": "vit3d"}}, r"the option 'volume' must be a mapping, got 'vit3d' \(str\)"),
+        ({"encoder_options": {"volume": {}}}, "volume: a branch of 'dual' is a mapping with the key 'encoder'"),
         ({"encoder_options": {"volume": {"encoder": "vit3d", "norms": 1}}}, "volume: unknown key 'norms'"),
         ({"encoder_options": {"volume": {"encoder": "conv"}}}, "volume: 'dual' needs a 3D encoder of one channel"),
         (

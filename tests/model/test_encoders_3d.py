@@ -504,6 +504,14 @@ def test_radfms_patches_and_channels_fit() -> None:
         ("ct_vit", {}, {"layer": -2}, "its last layer only"),
         ("ct_vit", {"heads": 0}, {}, "multiple of the heads, 0"),
         ("ct_vit", {"temporal_peg": "geometry"}, {}, "did you mean 'geometric'"),
+        ("vit3d", {"width": "16"}, {}, r"'width' must be a whole number, got '16' \(str\)"),
+        ("vit3d", {"image_size": 32}, {}, "'image_size' must be a list of whole numbers, got 32"),
+        (
+            "medm_clip_ct",
+            {"heads": 2.0, "layer": 1, "mlps": 3},
+            {},
+            "2 mistakes.*'heads' must be.*option 'mlps'; did you",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_told(row: str, options: dict, fields: dict, pattern: str) -> None:

@@ -8,7 +8,6 @@ An encoder of two branches and a text (`dual`) has `DualGrid` and `DualWidth` in
 `DualTokens`; a connector for those has the attribute `dual = True`, and M is the number of questions.
 """
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -17,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medmvl.core.lookup import choices_text, resolve
+from medmvl.core.lookup import resolve
+from medmvl.core.options import check_options
 from medmvl.model.config import CONNECTORS  # beside the settings, so that a recipe is checked without torch
 
 Positions = Literal["none", "tokens", "slices"]
 """What a connector may learn about the places of its input: nothing, a vector for each token, or for each slice."""
+GIVEN = ("grid", "width_in", "width_out")
+"""Parameters of connectors that are no options."""
 ANY_GRID = ("linear", "mlp", "attention", "attention_pool", "perceiver")
 """Connectors that take tokens whether or not they form a grid."""
 
@@ -82,7 +84,7 @@ def build_connector(
 
     Raises:
         LookupNameError: the name is unknown.
-        ConnectorError: an unknown option, or a grid/width/option that does not fit.
+        ConnectorError: options that it does not take or cannot read, or a grid/width/option that does not fit.
     """
     cls = resolve(CONNECTORS, name, where)
     dual = isinstance(grid, DualGrid)
@@ -91,16 +93,10 @@ def build_connector(
         fits = "connector 'text_guided'" if dual else "encoder 'dual'; for this encoder choose another connector"
         raise ConnectorError(f"{where}: the encoder gives {what}, which {name!r} cannot read; it goes with {fits}")
     options = dict(options or {})
-    parameters = inspect.signature(cls).parameters
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        known = list(parameters)[3:]
-        for option in options:
-            if option not in known:
-                hint = choices_text(option, known, noun="options")
-                raise ConnectorError(f"{where}: {name!r} takes no option {option!r}; {hint}")
     try:
+        check_options(cls, options, given=GIVEN)
         return cls(grid if dual else tuple(grid), width_in, width_out, **options)
-    except (ConnectorError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise ConnectorError(f"{where}: {name!r} with options {options}: {error}") from error
 
 
@@ -108,6 +104,10 @@ class Mlp(nn.Sequential):
     """`depth` linear layers with exact GELU between them; LLaVA's `mlp2x_gelu` is depth 2.
 
     Keys are those of the plain sequence (`0.weight`, `2.weight`, ...), as in LLaVA's projector.
+
+    Args:
+        grid, width_in, width_out: see `build_connector`.
+        depth: linear layers.
     """
 
     def __init__(self, grid: tuple[int, ...], width_in: int, width_out: int, depth: int = 2) -> None:
@@ -129,8 +129,11 @@ class Linear(Mlp):
 class Pool(nn.Module):
     """Mean over blocks of neighbouring tokens, then an mlp.
 
-    `size` is the block's side, one number or one per axis; it must divide the grid, for a floor division would
-    silently drop the last row of the image.
+    Args:
+        grid, width_in, width_out: see `build_connector`.
+        size: side of a block, one number or one per axis; it must divide the grid, for a floor division would silently
+            drop the last row of the image.
+        depth: linear layers of the mlp.
     """
 
     def __init__(
@@ -157,7 +160,12 @@ class Pool(nn.Module):
 
 
 class Average(nn.Module):
-    """Mean over the slices of a volume, then an mlp: as many tokens as one slice has (2D + Avg of MedM-VL)."""
+    """Mean over the slices of a volume, then an mlp: as many tokens as one slice has (2D + Avg of MedM-VL).
+
+    Args:
+        grid, width_in, width_out: see `build_connector`.
+        depth: linear layers of the mlp.
+    """
 
     def __init__(self, grid: tuple[int, ...], width_in: int, width_out: int, depth: int = 2) -> None:
         super().__init__()
@@ -196,6 +204,14 @@ class Attention(nn.Module):
     """Learned queries attend to all tokens once (plain multi-head attention), then an mlp.
 
     Keys are those of published MedM-VL-CT weights: `query`, `attn.*`; their `connector.*` is `mlp.*`.
+
+    Args:
+        grid, width_in, width_out: see `build_connector`.
+        queries: tokens that it gives.
+        heads: attention heads, which share the encoder's width.
+        depth: linear layers of the mlp.
+        positions: what is learned about places, and added to the tokens: "none", a vector for each of "tokens", or for
+            each of "slices".
     """
 
     def __init__(
@@ -229,6 +245,14 @@ class AttentionPool(nn.Module):
     """CT-CHAT's pooler: normed queries attend to normed tokens without biases, then a norm and an mlp.
 
     Keys are those of the published projector: `attn_pool.*`, `ln.*`, `proj.*`.
+
+    Args:
+        grid, width_in, width_out: see `build_connector`.
+        queries: tokens that it gives.
+        heads: attention heads, which share the encoder's width.
+        depth: linear layers of the mlp.
+        positions: what is learned about places, and added to the tokens: "none", a vector for each of "tokens", or for
+            each of "slices".
     """
 
     def __init__(
@@ -276,10 +300,18 @@ class Perceiver(nn.Module):
     """Flamingo's resampler: latents attend to the tokens and to themselves, `depth` times, then one linear layer.
 
     Keys and values are concat(tokens, latents); each layer adds attention and a 4x GELU feed-forward to the latents.
-    RadFM's has 32 latents, depth 6 and 8 heads of `head_width` 64, whatever the width of the tokens; by default the
-    heads share the width of the tokens.
+    RadFM's has 32 latents, depth 6 and 8 heads of `head_width` 64.
 
     Source: Alayrac et al. 2022, "Flamingo", appendix A.1.1.
+
+    Args:
+        grid, width_in, width_out: see `build_connector`.
+        latents: tokens that it gives.
+        depth: layers.
+        heads: attention heads.
+        head_width: channels of a head, whatever the encoder's width; by default the heads share that.
+        positions: what is learned about places, and added to the tokens: "none", a vector for each of "tokens", or for
+            each of "slices".
     """
 
     def __init__(

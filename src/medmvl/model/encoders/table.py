@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medmvl.core.lookup import choices_text, resolve
+from medmvl.core.lookup import resolve
+from medmvl.core.options import check_options
 from medmvl.model.config import ENCODERS, PUBLISHED, TowerConfig, shipped_architecture
 from medmvl.model.encoders import hf
 from medmvl.model.encoders.base import Context, Encoder, EncoderError, Lent
 from medmvl.model.source import SourceError, folder
+
+GIVEN = ("config", "model", "context")
+"""Parameters of encoders that are no options."""
+_OF_THE_TOWER = ("layer", "tokens", "spec")
 
 
 def build_encoder(
@@ -89,15 +94,8 @@ def _own(name: str, options: dict[str, Any], context: Context, where: str) -> En
 
 
 def _check_options(cls: type, options: Mapping[str, Any], where: str) -> None:
-    """Refuse an option that the encoder does not take, and a lack of one that it needs."""
-    parameters = inspect.signature(cls).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    known = [name for name in parameters if name not in ("config", "model", "context")]
-    for option in options:
-        if option not in known:
-            raise EncoderError(f"{where}: unknown option {option!r}; {choices_text(option, known, 'options')}")
-    named = [name for name in known if parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL]
-    lacking = [name for name in named if parameters[name].default is inspect.Parameter.empty and name not in options]
-    if lacking:
-        raise EncoderError(f"{where}: the option {lacking[0]!r} is required; set it in `encoder_options`")
+    """Refuse options that the encoder does not take, lacks or cannot read, all at once."""
+    try:
+        check_options(cls, options, given=GIVEN, known_good=_OF_THE_TOWER)
+    except ValueError as error:
+        raise EncoderError(f"{where}: {error}") from error
