@@ -32,14 +32,14 @@ def demo(
     """
     from time import monotonic
 
-    from medmvl.cli.screen import console
+    from medmvl.cli.screen import console, progress
     from medmvl.core.schema import Text
     from medmvl.data.benchmarks import brain_atlas, brain_atlas_3d
     from medmvl.data.store import SampleStore
 
     start = monotonic()
     screen = console()
-    acts = 7 if volumes else 4
+    acts = 8 if volumes else 5
     done = 0
 
     def step(text: str) -> None:
@@ -49,6 +49,15 @@ def demo(
 
     step("building Brain-Atlas-VQA, pictures")
     data = brain_atlas.build(out / "data" / "brain_atlas", patients=patients, seed=seed)
+
+    step("auditing it: leaks between splits, look-alikes, broken files, contradictions")
+    from medmvl.data.audit.report import write_audit
+    from medmvl.data.audit.run import audit
+
+    (out / "audit").mkdir(exist_ok=True)
+    audited = audit([data], scratch=out / "audit", progress=progress)
+    write_audit(audited, out / "audit")
+    screen.print(f"{len(audited.findings)} findings: {out / 'audit' / 'audit.html'}", soft_wrap=True)
 
     step("training a tokenizer on its text")
     from medmvl.processing.tokenizer import train_tokenizer
