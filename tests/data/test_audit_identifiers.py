@@ -1,6 +1,7 @@
 """Identifiers in free text: what is one, what only looks like one, and that none of it is shown."""
 
 from itertools import pairwise
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,8 @@ FOUND = {
         "NAME: Smith, John",
         "Dictated by John A. Smith",
         "DOE^JANE",
+        "of MÜLLER^ÉLODIE",
+        "Dr. Öztürk was told",
         "姓名：王小明",
     ],
     "age above 89": ["a 93-year-old woman", "95 y/o male", "aged 101", "Age: 92", "93岁"],
@@ -85,6 +88,11 @@ def test_any_text_is_taken(text: str) -> None:
     assert len(masked(text)) <= len(text)
 
 
-def test_long_texts_take_no_time() -> None:
-    for text in ("1-" * 50_000, "A" * 100_000, "Dr. " * 25_000, "1.2/3-" * 20_000, "a.b-" * 20_000 + "@"):
-        identifiers(text)
+LONG = ["1-" * 50_000, "A" * 100_000, "Dr. " * 25_000, "1.2/3-" * 20_000, "a.b-" * 20_000 + "@", "A'" * 50_000 + "^A"]
+
+
+@pytest.mark.parametrize("text", LONG, ids=[text[:6] for text in LONG])
+def test_long_texts_take_no_time(text: str) -> None:
+    start = process_time()
+    assert len(masked(text)) == len(text)
+    assert process_time() - start < 4

@@ -11,8 +11,10 @@ _MONTH = (
     r"Nov(?:ember)?|Dec(?:ember)?)\.?"
 )
 _YEAR, _DAY, _NUMBER = r"(?:19|20)\d\d", r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])"
-_NAME = r"(?:[A-Z]\.\s*)*[A-Z][\w'’-]*[a-z][\w'’-]*(?:\s+(?:[A-Z]\.\s*)*[A-Z][\w'’-]*[a-z][\w'’-]*){0,2}"
-_FULL_NAME = r"[A-Z][a-z][\w'’-]*,?\s+(?:[A-Z]\.\s*)?[A-Z][a-z][\w'’-]*"
+_BIG, _SMALL = "[A-ZÀ-ÖØ-Þ]", "[a-zß-öø-ÿ]"
+_WORD = rf"(?:{_BIG}\.\s*)*{_BIG}[\w'’-]*{_SMALL}[\w'’-]*"
+_NAME = rf"{_WORD}(?:\s+{_WORD}){{0,2}}"
+_FULL_NAME = rf"{_BIG}{_SMALL}[\w'’-]*,?\s+(?:{_BIG}\.\s*)?{_BIG}{_SMALL}[\w'’-]*"
 
 # Case counts: "MR" is a modality and "MS" a disease, "Mr" and "Ms" are persons; "MAY" and "may" are no month.
 PATTERNS: dict[str, tuple[str, ...]] = {
@@ -44,7 +46,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         rf"(?i:\b(?:patient(?:'s)?\s+name|name of (?:the )?patient|name))\s*[:=]\s*{_FULL_NAME}",
         rf"(?i:\b(?:dictated|signed|reviewed|interpreted|approved|transcribed|referred|reported|read)\s+by)\s*:?\s*"
         rf"{_FULL_NAME}",
-        r"\b[A-Z][A-Za-z'-]+\^[A-Z][A-Za-z'-]+",
+        # Up to 64 letters, as DICOM has it: without a limit, to look from every letter on takes quadratic time.
+        rf"\b{_BIG}(?:[^\W\d_]|['’-]){{1,63}}\^{_BIG}(?:[^\W\d_]|['’-])+",
         r"(?:姓名|患者姓名)\s*[:：]\s*[一-鿿]{2,4}",
     ),
     "age above 89": (
@@ -57,7 +60,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 _COMPILED = [(kind, re.compile(pattern)) for kind, patterns in PATTERNS.items() for pattern in patterns]
 # Most texts hold none of these, and are done with one search.
 _TRIGGER = re.compile(
-    r"@|\d{4}|\d/\d|\^[A-Z]|\b(?:Drs?|Mrs?|Ms|Prof|Doctor|Professor|Nurse)\b|(?i:name|\bby\b)|姓名|\b(?:9\d|1[01]\d)|[号证]|\+\d"
+    r"@|\d{4}|\d/\d|\^\w|\b(?:Drs?|Mrs?|Ms|Prof|Doctor|Professor|Nurse)\b|(?i:name|\bby\b)|姓名|\b(?:9\d|1[01]\d)|[号证]|\+\d"
 )
 
 
