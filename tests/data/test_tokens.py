@@ -112,6 +112,14 @@ def test_a_call_that_is_stopped_has_not_counted_in_vain(folder, monkeypatch):
     assert count.asked == ["s4", "s5"]
 
 
+def test_the_split_is_read_once_however_often_counts_are_saved(folder, monkeypatch):
+    monkeypatch.setattr(tokens, "_SAVED_AFTER", 1)
+    read, whole = SampleStore.prefix_hash, []
+    monkeypatch.setattr(SampleStore, "prefix_hash", lambda store, rows: whole.append(rows) or read(store, rows))
+    assert token_counts(SampleStore(folder), "qwen", Counter()).tolist() == EXPECTED
+    assert token_counts(SampleStore(folder), "qwen", Counter()).tolist() == EXPECTED and whole == [6]
+
+
 def test_a_folder_that_cannot_be_written_costs_time_only(folder, monkeypatch, caplog):
     monkeypatch.setattr(tokens, "_path", lambda store, fingerprint: folder / "train.jsonl" / "x.npz")
     with caplog.at_level(logging.WARNING):

@@ -38,10 +38,11 @@ def token_counts(store: SampleStore, fingerprint: str, count: Callable[[Sample],
     path = _path(store, fingerprint)
     counts = _load(path, store, fingerprint)
     missing = np.flatnonzero(counts[store.places] == _UNKNOWN)
+    prefix = store.prefix_hash(store.total) if len(missing) else ""  # once: it may read the whole split
     for start in range(0, len(missing), _SAVED_AFTER):
         for row in missing[start : start + _SAVED_AFTER]:
             counts[store.places[row]] = _count(store, int(row), count)
-        counts = _save(path, store, fingerprint, counts)
+        counts = _save(path, store, fingerprint, prefix, counts)
     return counts[store.places]
 
 
@@ -102,11 +103,11 @@ def _read(path: Path) -> _Saved | None:
     return saved
 
 
-def _save(path: Path, store: SampleStore, fingerprint: str, counts: np.ndarray) -> np.ndarray:
+def _save(path: Path, store: SampleStore, fingerprint: str, prefix: str, counts: np.ndarray) -> np.ndarray:
     """Write the counts, with those that another process found meanwhile; return all."""
     other = _load(path, store, fingerprint)
     counts = np.where(counts == _UNKNOWN, other, counts)
-    saved = _Saved(fingerprint, store.hash, store.prefix_hash(len(counts)), counts)
+    saved = _Saved(fingerprint, store.hash, prefix, counts)
     try:
         with atomic_file(path, "wb") as file:
             np.savez_compressed(file, **vars(saved), checksum=np.array(saved.checksum()))
