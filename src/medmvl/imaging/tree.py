@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,11 @@ class _File:
     frames: int
     patient: str
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is a picture or volume of its own, and no slice of one."""
+        return self.frames > 1 or self.says("Modality") in _PICTURES
+
     def says(self, element: str) -> str:
         value = self.header.get(element)
         return "" if value is None else str(value).strip()
@@ -92,13 +98,13 @@ def _scans(paths: Sequence[Path], key: bytes) -> Iterator[Scan | ImageError]:
                 series.setdefault(file.says("SeriesInstanceUID"), []).append(file)
         except ImageError as error:
             yield error
+    numbers = Counter(files[0].says("SeriesNumber") for files in series.values())
     for files in sorted(series.values(), key=_order):
         if len({file.patient for file in files}) > 1:
             yield ImageError(files[0].path.parent, "one of its series names several patients; set their files apart")
             continue
-        alone = [file for file in files if file.frames > 1 or file.says("Modality") in _PICTURES]
-        yield from (_scan(str(file.path), file, file.frames > 1, key) for file in alone)
-        yield from _slices([file for file in files if file not in alone], list(series.values()), key)
+        yield from (_scan(str(file.path), file, file.frames > 1, key) for file in files if file.is_alone)
+        yield from _slices([file for file in files if not file.is_alone], numbers, key)
 
 
 def _read(path: Path, key: bytes) -> _File | None:
@@ -116,15 +122,15 @@ def _read(path: Path, key: bytes) -> _File | None:
         return _File(path, header, int(header.get("NumberOfFrames") or 1), pseudonym(key, patient_of(header)))
 
 
-def _slices(files: list[_File], all_series: list[list[_File]], key: bytes) -> Iterator[Scan]:
+def _slices(files: list[_File], numbers: Counter[str], key: bytes) -> Iterator[Scan]:
+    """Yield the scan of one series' slices; `numbers` are those of all series in the folder."""
     kept = [file for file in files if "LOCALIZER" not in file.says("ImageType").upper()]
     if len(kept) == 1:
         yield _scan(str(kept[0].path), kept[0], False, key)
     elif kept:
         folder, number = str(kept[0].path.parent), kept[0].says("SeriesNumber")
-        alike = [one for one in all_series if one[0].says("SeriesNumber") == number]
-        name = number if number and len(alike) == 1 else short_hash(kept[0].says("SeriesInstanceUID"))
-        yield _scan(folder if len(all_series) == 1 else f"{folder}#series={name}", kept[0], True, key)
+        name = number if number and numbers[number] == 1 else short_hash(kept[0].says("SeriesInstanceUID"))
+        yield _scan(folder if numbers.total() == 1 else f"{folder}#series={name}", kept[0], True, key)
 
 
 def _scan(address: str, file: _File, is_volume: bool, key: bytes) -> Scan:
