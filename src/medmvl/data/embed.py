@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medmvl.core.schema import SampleError, split_fragment
+from medmvl.data.lines import media_paths
 
 Packed = tuple[str, bytes]
 """A file: its address in the store, and what is in it."""
@@ -82,8 +83,7 @@ def _folder_address(contents: Iterable[bytes]) -> str:
 
 def addresses(data: Mapping[str, Any]) -> list[str]:
     """Return the addresses of embedded media that a sample (as canonical JSON) shows."""
-    parts = [part for message in data.get("messages", ()) for part in message.get("content", ())]
-    paths = [split_fragment(str(part["path"]))[0] for part in parts if isinstance(part, dict) and "path" in part]
+    paths = [split_fragment(path)[0] for path in media_paths(data)]
     return [path for path in paths if _ADDRESS.fullmatch(path)]
 
 
