@@ -136,7 +136,7 @@ def test_samples_without_media_can_be_refused(toy, tmp_path):
 
 def test_what_is_no_store_of_this_data_is_not_replaced(toy, tmp_path):
     rows(tmp_path / "own", "train", {"id": "x", "messages": []})
-    with pytest.raises(StoreError, match=r"holds train\.jsonl, which no conversion wrote"):
+    with pytest.raises(StoreError, match=r"holds train\.jsonl and no manifest: no conversion wrote it"):
         convert(TOY, toy, tmp_path / "own")
     convert("annotations", _annotation(tmp_path), tmp_path / "other")
     with pytest.raises(StoreError, match="holds a store of 'annotations'"):
@@ -181,6 +181,45 @@ def test_media_kept_inside_other_files_are_unpacked_into_the_store(toy, tmp_path
         assert (tmp_path / "out/media/x/1.png").read_text() == "one"
         assert "two different media" in done.told[0] and "is no name" in done.told[1]
     assert [path.name for path in (tmp_path / "out/media").rglob("*")] == ["x", "1.png"]
+
+
+def test_media_of_a_former_store_stay_what_they_were_when_a_conversion_fails(toy, tmp_path):
+    rows(toy, "rows", {"id": 1, "image": "1.png", "pixels": "one", "answer": "a"})
+    convert(TOY, toy, tmp_path / "out", splits=["train"])
+    rows(toy, "rows", {"id": 1, "image": "1.png", "pixels": "new", "answer": "b"})
+    (toy / "valid.jsonl").unlink()
+    with pytest.raises(LayoutError):  # train was gone through, val is not there
+        convert(TOY, toy, tmp_path / "out")
+    (kept,) = SampleStore(tmp_path / "out")
+    assert (kept.answer, Path(kept.media[0].path).read_text()) == ("a", "one")
+    for _ in range(2):
+        convert(TOY, toy, tmp_path / "out", splits=["train"])
+        (fresh,) = SampleStore(tmp_path / "out")
+        assert (fresh.answer, Path(fresh.media[0].path).read_text()) == ("b", "new")
+
+
+def test_a_name_means_one_content_in_a_conversion_whatever_an_earlier_one_left(tmp_path):
+    Unpacked(tmp_path)("x.png", b"former")
+    for first, second in ((b"one", b"two"), (b"one", b"former"), (b"former", b"one")):
+        unpack = Unpacked(tmp_path)
+        path = unpack("x.png", first)
+        assert unpack("x.png", first) == path and Path(path).read_bytes() == first
+        with pytest.raises(ValueError, match="two different media"):
+            unpack("x.png", second)
+        assert Path(path).read_bytes() == first
+
+
+def test_nothing_is_replaced_before_the_official_files_are_known(toy, tmp_path, monkeypatch):
+    convert(TOY, toy, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def fails(source):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medmvl.data.convert.fingerprint", fails)
+    with pytest.raises(KeyboardInterrupt):
+        convert(TOY, toy, tmp_path / "out", splits=["train"])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["", "/etc/x", "a/../../b", ".hidden/x", "a\\b", "a\0"])

@@ -89,14 +89,20 @@ def convert(
     unpacked = Unpacked(out)
     source = kind(root, options, unpacked)
     media = _Media(out, "refuse" if embed else missing)
+    origin: dict[str, Any] = {}
+
+    def rows() -> Iterator[Sample | SampleError]:
+        yield from _counted(media.checked(_samples(source, *chosen)), advance or (lambda count: None))
+        # What takes long is done here, before the first file of a former store is replaced.
+        unpacked.settle()
+        origin.update(fingerprint(source))
+
     with Refusals(out / REFUSED) as refusals:
-        rows = _counted(media.checked(_samples(source, *chosen)), advance or (lambda count: None))
         try:
-            entries = write_splits(out, rows, form, embed, refusals.add)
+            entries = write_splits(out, rows(), form, embed, refusals.add)
         except StoreError as error:
             raise StoreError(f"{source.root}: no sample can be used. {refusals.text() or error}") from error
-    unpacked.settle()
-    manifest = write_manifest(out, _about(source, out, options or {}, media, refusals), entries)
+    manifest = write_manifest(out, _about(source, origin, out, options or {}, media, refusals), entries)
     outside = None if embed else media.root(source.root)
     return Conversion(manifest, refusals.count, refusals.told, media.missing, media.absent, outside)
 
@@ -127,7 +133,10 @@ def check_free(out: Path, name: str) -> None:
     if manifest and held != name:
         raise StoreError(f"{out} holds a store of {held!r}, which would be lost; choose another folder, or remove it")
     if not manifest and (own := split_names(out)):
-        raise StoreError(f"{out} holds {own[0]}.jsonl, which no conversion wrote; choose another folder for the store")
+        raise StoreError(
+            f"{out} holds {own[0]}.jsonl and no manifest: no conversion wrote it, or one was stopped at its very end; "
+            "choose another folder for the store, or remove the file"
+        )
 
 
 def _samples(source: Adapter, tasks: Sequence[str], splits: Sequence[str]) -> Iterator[Sample | SampleError]:
@@ -242,12 +251,15 @@ class Refusals:
 class Unpacked:
     """Writes media that a data set keeps inside other files below OUT/media.
 
-    Two contents of one name are refused: one patient's picture would become another's.
+    Two contents of one name are refused: one patient's picture would become another's. A file that an earlier
+    conversion wrote stays as it is, for the store shows it until the new one is whole; another content of its name gets
+    a name of its own.
     """
 
     def __init__(self, out: Path) -> None:
         self._folder = out / "media"
         self._written: set[int] = set()
+        self._marks: dict[str, str] = {}  # name -> what tells it from an earlier conversion's file
 
     def __call__(self, name: str, content: bytes) -> str:
         """Write one file; what is there with the same bytes stays.
@@ -259,29 +271,47 @@ class Unpacked:
         if not parts or name.startswith("/") or "\0" in name or "\\" in name or any(p.startswith(".") for p in parts):
             raise ValueError(f"{name!r} is no name for a file below {self._folder}")
         path = self._folder.joinpath(*parts)
-        if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
-            self._written.add(hash(name))
-            return str(path)
-        if hash(name) in self._written:
+        mark = hashlib.sha256(content).hexdigest()[:16] if path.exists() and not _holds(path, content) else ""
+        if (mark and hash(name) in self._written) or self._marks.get(name, mark) != mark:
             raise ValueError(f"two different media are called {name!r}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            fresh.write_bytes(content)
-            os.replace(fresh, path)
-        finally:
-            fresh.unlink(missing_ok=True)
-        self._written.add(hash(name))
+        if mark:
+            path, self._marks[name] = path.with_name(f"{mark}-{path.name}"), mark
+        else:
+            self._written.add(hash(name))
+        if not _holds(path, content):
+            _write(path, content)
         return str(path)
 
     def settle(self) -> None:
         """Bring everything to the disk: at once, for one by one takes milliseconds each."""
-        if self._written:
+        if self._written or self._marks:
             os.sync()
 
 
-def _about(source: Adapter, out: Path, options: Mapping[str, Any], media: _Media, refused: Refusals) -> dict[str, Any]:
-    """Return what the manifest says beside the splits."""
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_bytes(content)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _about(
+    source: Adapter,
+    origin: Mapping[str, Any],
+    out: Path,
+    options: Mapping[str, Any],
+    media: _Media,
+    refused: Refusals,
+) -> dict[str, Any]:
+    """Return what the manifest says beside the splits; `origin` is the `fingerprint` of the official files."""
     return {
         "name": out.name,
         "version": source.version,
@@ -290,7 +320,7 @@ def _about(source: Adapter, out: Path, options: Mapping[str, Any], media: _Media
         "credentialed": source.credentialed,
         "description": source.title,
         "adapter": {"name": source.name, "version": source.version, "options": json.loads(json.dumps(dict(options)))},
-        "source": fingerprint(source),
+        "source": dict(origin),
         "refused": {"samples": refused.count, "reasons": dict(refused.kinds.most_common())},
         "missing_media": media.missing,
     }
