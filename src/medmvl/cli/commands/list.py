@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from textwrap import fill
+from typing import Annotated, Any
 
 import typer
 
@@ -18,12 +19,15 @@ Rows = list[tuple[str, str]]
 @app.command()
 def list_names(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="One kind, or `schema`; default: all.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="An encoder or connector: its options.")] = None,
 ) -> None:
     """Name everything that a recipe or the command line can name.
 
     \b
     medmvl list
     medmvl list recipes
+    medmvl list connectors attention               (its options, with their defaults)
+    medmvl list encoders google/siglip-base-patch16-256-multilingual
     medmvl list schema > recipe.schema.json        (for editors: completion and checks while you type)
     """
     if kind == "schema":
@@ -33,10 +37,48 @@ def list_names(
         return
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; {choices_text(kind, [*KINDS, 'schema'])}")
+    if name is not None:
+        if kind not in CLASSES:
+            raise ValueError(f"{kind} have no options to list; {choices_text(str(kind), CLASSES, 'those that do')}")
+        _print_options(name, *CLASSES[kind](name))
+        return
     for name in [kind] if kind else KINDS:
         rows = KINDS[name]()
         width = max((len(row) for row, _ in rows), default=0)
         typer.echo("\n".join([f"{name}:", *(f"  {row:{width}}  {text}".rstrip() for row, text in rows), ""]))
+
+
+def _print_options(name: str, cls: Callable[..., Any], given: Sequence[str]) -> None:
+    """Print what a class is and every option, by its own signature and docstring."""
+    from medmvl.core.options import REQUIRED, options_of, summary, type_text
+
+    options = options_of(cls, given)
+    typer.echo(f"{name}: {summary(cls)}" + ("" if options else "\n\n  no options"))
+    for one in options:
+        default = "required" if one.default is REQUIRED else json.dumps(one.default)
+        typer.echo(f"\n  {one.name}: {type_text(one.annotation)}; {default}")
+        typer.echo(fill(one.about, 100, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False))
+
+
+def _connector(name: str) -> tuple[Any, Sequence[str]]:
+    from medmvl.core.lookup import resolve
+    from medmvl.model.connectors import CONNECTORS, GIVEN
+
+    return resolve(CONNECTORS, name, "connector"), GIVEN
+
+
+def _encoder(name: str) -> tuple[Any, Sequence[str]]:
+    """Return the class of an encoder; a folder or hub name that no class of our own loads is a transformers model."""
+    from medmvl.core.lookup import resolve
+    from medmvl.model.config import ENCODERS, PUBLISHED, shipped_architecture
+    from medmvl.model.encoders.hf import HFEncoder
+    from medmvl.model.encoders.table import GIVEN
+
+    shipped = shipped_architecture(name)
+    row = PUBLISHED.get(shipped["config"]["model_type"], name) if shipped else name
+    if "/" in row and ":" not in row:
+        return HFEncoder, (*GIVEN, "spec")  # from the checkpoint; the tower's `spec` changes it
+    return resolve(ENCODERS, row, "encoder"), GIVEN
 
 
 def _recipes() -> Rows:
@@ -102,3 +144,5 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "tasks": _tasks,
     "datasets": _datasets,
 }
+CLASSES: dict[str, Callable[[str], tuple[Any, Sequence[str]]]] = {"connectors": _connector, "encoders": _encoder}
+"""Kinds whose names stand for classes with options: name -> the class, and its parameters that are no options."""

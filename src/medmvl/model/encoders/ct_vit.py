@@ -47,7 +47,7 @@ class CtVit(NativeEncoder):
         temporal_peg: "reference": tokens laid out (row, column, depth) are read as (depth, row, column), as in the
             published code; with equal numbers of each, the convolution runs over (row, column, depth). "geometric":
             they are put in order first, for training from scratch.
-        weights: file or folder of published weights: the CTViT alone, or CT-CLIP. None: random ones.
+        weights: file or folder of published weights: the CTViT alone, or CT-CLIP. By default random ones.
         layer: -1, the only one.
         tokens: there is no class token; both choices mean the same.
         spec: fields of the VisionSpec to set otherwise than: `image_size`, 1.5 x 0.75 x 0.75 mm, cropped or padded

@@ -36,7 +36,7 @@ class MedMClipCt(NativeEncoder):
         mlp: inner width of the feed-forward layers.
         layers, heads: blocks, and attention heads of each.
         weights: file, folder or hub name of published weights: the ViT alone, MedM-CLIP-CT, or a MedM-VL model that
-            holds it. None: random ones.
+            holds it. By default random ones.
         layer: hidden state taken as feature; 0 the patch embedding, -1 the last block, after its norm.
         tokens: "all" keeps the class token in front, "patches" drops it.
         spec: fields of the VisionSpec to set otherwise than: `image_size`, -1000..1000 HU as 0..255, cropped to the

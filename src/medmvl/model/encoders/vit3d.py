@@ -35,7 +35,7 @@ class Vit3d(NativeEncoder):
         norm: whether the feature goes through the final norm, as M3D-LaMed takes it (layer -1 only). By default it is
             the output of the last block as it is, as MedM-VL and Med-2E3 take it.
         weights: file, folder or hub name of published weights: the ViT alone, M3D-CLIP, or a model that holds it
-            (M3D-LaMed, MedM-VL, Med-2E3). None: random ones.
+            (M3D-LaMed, MedM-VL, Med-2E3). By default random ones.
         layer: hidden state taken as feature; 0 the patch embedding, -1 the last block.
         tokens: "all" keeps the class token in front, "patches" drops it.
         spec: fields of the VisionSpec to set otherwise than: `image_size`, -1000..1000 HU, min-max of what is left
