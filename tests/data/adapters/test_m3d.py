@@ -225,3 +225,20 @@ def test_each_set_is_asked_for_only_where_a_task_needs_it(root) -> None:
     for task, name in (("vqa_closed", "M3D_VQA_train.csv"), ("reg", "M3D_Seg_npy"), ("refseg", "M3D_RefSeg.csv")):
         with pytest.raises(LayoutError, match=name):
             _read(root, "train", task)
+
+
+def test_a_volume_that_is_missing_keeps_its_address_and_its_id(root) -> None:
+    before = _read(root, "train", "caption", "vqa_open")[0]
+    for path in (root / "M3D_Cap_npy").rglob("*.npy"):
+        path.unlink()
+    assert _read(root, "train", "caption", "vqa_open")[0] == before
+
+
+@pytest.mark.parametrize("name", ["M3D_Cap", "M3D-Cap"])
+def test_the_folder_of_a_set_may_be_called_otherwise_than_in_its_tables(root, name) -> None:
+    (root / "M3D_Cap_npy").rename(root / name)
+    samples, refused = _read(root, "val", "caption", "vqa_open")
+    assert len(samples) == 2 and not refused
+    assert {sample.media_key[0] for sample in samples} == {
+        f"{root}/{name}/ct_quizze/000002/Axial_C__portal_venous_phase.npy#unit=0..1"
+    }

@@ -26,6 +26,8 @@ from medmvl.imaging.volume import check_voxels
 Coords = tuple[int, int, int, int, int, int]
 
 _OFFICIAL = {"train": "train", "val": "validation", "test": "test"}
+_CAP = ("M3D_Cap_npy", "M3D_Cap", "M3D-Cap")  # names of one folder
+_REFSEG = ("M3D_RefSeg_npy", "M3D_RefSeg", "M3D-RefSeg")
 _TYPES = {"1": "plane", "2": "phase", "3": "organ", "4": "abnormality", "5": "location"}
 _SPARSE = re.compile(r"mask_\((\d+(?:, ?\d+){3})\)\.npz")  # mask_(C, X, Y, Z).npz
 _MASK = re.compile(r"mask_(\d+)\.npy")
@@ -104,19 +106,24 @@ M3D_RefSeg_npy/s0000/ct.npy, mask.npy
             yield from self.each(self._referred(split), partial(self._refseg, split))
 
     def _file(self, relative: str, folder: Path) -> str:
-        """Return a file that is named relative to the root or to the folder of its set."""
-        paths = [self.path(relative, base) for base in (self.root, folder)]
-        return next(filter(os.path.exists, paths), paths[0])
+        """Return a file that is named relative to the root or to the folder of its set, whatever that is called here.
+
+        Where it lies is told by the folders, not by the file, which may be missing.
+        """
+        first, _, rest = relative.replace("\\", "/").partition("/")
+        if (self.root / first).is_dir():
+            return self.path(relative)
+        return self.path(rest if first in (*_CAP, *_REFSEG) else relative, folder)
 
     @cached_property
     def _captioned(self) -> Path:
-        return self._folder("M3D_Cap_npy", "M3D_Cap", "M3D-Cap")
+        return self._folder(_CAP)
 
     @cached_property
     def _described(self) -> Path:
-        return self._folder("M3D_RefSeg_npy", "M3D_RefSeg", "M3D-RefSeg")
+        return self._folder(_REFSEG)
 
-    def _folder(self, *names: str) -> Path:
+    def _folder(self, names: Sequence[str]) -> Path:
         """Return the folder of one set; the root, where none of its names is there."""
         return next((self.root / name for name in names if (self.root / name).is_dir()), self.root)
 
@@ -125,7 +132,7 @@ M3D_RefSeg_npy/s0000/ct.npy, mask.npy
     def _texts(self, split: str) -> Iterator[Row | BadRow]:
         key = self.options.caption_test if split == "test" else _OFFICIAL[split]
         name = "M3D_Cap_eh.json" if key == "hard_test" else "M3D_Cap.json"
-        return json_rows(self.find(f"M3D_Cap_npy/{name}", f"M3D_Cap/{name}", f"M3D-Cap/{name}", name), key)
+        return json_rows(self.find(*(f"{folder}/{name}" for folder in _CAP), name), key)
 
     def _caption(self, split: str, row: Row) -> Iterator[Sample]:
         folder = self._captioned
@@ -209,8 +216,7 @@ M3D_RefSeg_npy/s0000/ct.npy, mask.npy
 
     def _referred(self, split: str) -> Iterator[Row | BadRow]:
         names = ("M3D_RefSeg.csv", "M3D_RefSeg_train.csv") if split == "train" else ("M3D_RefSeg_test.csv",)
-        folders = ("M3D_RefSeg_npy/", "M3D_RefSeg/", "M3D-RefSeg/", "")
-        file = self.find(*(f"{folder}{name}" for folder in folders for name in names))
+        file = self.find(*(f"{folder}/{name}" for folder in _REFSEG for name in names), *names)
         return csv_rows(file, ("Image", "Mask", "Mask_ID", "Question", "Answer"))
 
     def _refseg(self, split: str, row: Row) -> Iterator[Sample]:
@@ -368,8 +374,12 @@ def sparse_boxes(path: str, shape: Sequence[int]) -> dict[int, Coords]:
 def _around(places: np.ndarray, shape: Sequence[int], name: str) -> Coords:
     if places.min() < 0 or places.max() >= np.prod(shape):
         raise ValueError(f"its mask {name} is damaged: a place lies outside")
-    axes = np.unravel_index(places, shape)
-    low, high = [int(axis.min()) for axis in axes], [int(axis.max()) + 1 for axis in axes]
+    steps = (shape[1] * shape[2], shape[2], 1)
+    low, high = [], []
+    for step, size in zip(steps, shape, strict=True):  # one axis in memory at a time, for a body fills millions
+        axis = places // step % size
+        low.append(int(axis.min()))
+        high.append(int(axis.max()) + 1)
     return (*low, *high)
 
 
