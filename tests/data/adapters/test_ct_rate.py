@@ -161,6 +161,15 @@ def test_one_reconstruction_of_each_scan(root) -> None:
     assert samples[0].id == "report-train_1_a_2"
 
 
+def test_lists_of_what_shows_no_chest_name_volumes_scans_or_paths(root) -> None:
+    path = root / "dataset/metadata/no_chest_train.txt"
+    path.write_text("train_1_a\ntrain_fixed/train_2/train_2_a/train_2_a_1.nii.gz\n")
+    for reconstructions in ("all", "one"):
+        samples, refused = _read(root, "train", "labels", reconstructions=reconstructions)
+        assert "shows no chest" in refused[0].message
+        assert {sample.meta.study for sample in samples} <= {"train_2_b", "train_3_a"} and samples
+
+
 def test_patients_of_the_other_split_are_refused(root) -> None:
     path = root / "dataset/radiology_text_reports/validation_reports.csv"
     path.write_text(path.read_text().replace("valid_2_a_1", "train_2_a_1"))

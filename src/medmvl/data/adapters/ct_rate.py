@@ -137,12 +137,18 @@ dataset/vqa/train_vqa.json, valid_vqa.json
         if source == "table" or (source == "auto" and tree.name == raw):
             name = "train" if split == "train" else "validation"
             told = _rescaling(self._find(f"metadata/{name}_metadata.csv"))
-        lists = tree.parent / "metadata" / f"no_chest_{official}.txt"
-        elsewhere = set(lists.read_text("utf-8-sig", "replace").split()) if lists.is_file() else set()
-        volumes = Volumes(self, official, tree, told, frozenset(_bare(name) for name in elsewhere))
+        volumes = Volumes(self, official, tree, told, self._elsewhere(official))
         if self.options.reconstructions == "all":
             return volumes
         return volumes.one_of_each(csv_rows(self._reports(split), ("VolumeName",)))
+
+    def _elsewhere(self, official: str) -> frozenset[str]:
+        """Return the volumes, or whole scans, that show no chest, by their names without suffix."""
+        name = f"metadata/no_chest_{official}.txt"
+        if not any((self.root / folder / name).is_file() for folder in ("dataset", "")):
+            return frozenset()
+        lines = self._find(name).read_text("utf-8-sig", "replace").split()
+        return frozenset(_bare(line.rpartition("/")[2]) for line in lines)
 
     def _report(self, split: str, volumes: Volumes, row: Row) -> Iterator[Sample]:
         volume = volumes[row.text("VolumeName")]
@@ -236,7 +242,7 @@ class Volumes:
         official: "train" or "valid".
         tree: folder of the patients' folders.
         told: name -> (slope, intercept) of the metadata table, or what is wrong with its row; None: values are HU.
-        elsewhere: names of scans that show no chest.
+        elsewhere: names of volumes, or of whole scans, that show no chest.
         chosen: scan -> number of the reconstruction that stands for it; None: all stand for themselves.
     """
 
@@ -258,7 +264,7 @@ class Volumes:
         if found is None or found[2] != self.official:
             raise ValueError(f"{name!r} is no volume of this split: {self.official}_1_a_1.nii.gz is expected")
         patient, scan, bare = found[1], f"{found[1]}_{found[3]}", _bare(name)
-        if bare in self.elsewhere:
+        if self.elsewhere & {bare, scan}:
             raise ValueError(f"{bare} shows no chest, says no_chest_{self.official}.txt")
         if self.chosen is not None and self.chosen.get(scan) != int(found[4]):
             return None
@@ -278,9 +284,10 @@ class Volumes:
         chosen: dict[str, int] = {}
         for row in rows:
             found = _NAME.fullmatch(row.optional("VolumeName")) if isinstance(row, Row) else None
-            if found and found[2] == self.official and _bare(found[0]) not in self.elsewhere:
+            if found and found[2] == self.official:
                 scan, number = f"{found[1]}_{found[3]}", int(found[4])
-                chosen[scan] = min(number, chosen.get(scan, number))
+                if not self.elsewhere & {_bare(found[0]), scan}:
+                    chosen[scan] = min(number, chosen.get(scan, number))
         return Volumes(self.adapter, self.official, self.tree, self.told, self.elsewhere, chosen)
 
 
