@@ -135,6 +135,17 @@ def test_doubts_count_as_they_are_told_to(root) -> None:
     assert sum("has no row in the table of labels (negbio)" in error.message for error in refused) == 3
 
 
+def test_labels_that_a_radiologist_gave(root) -> None:
+    header = ["study_id", *(label.replace("Lung Opacity", "Airspace Opacity") for label in roots.LABELS)]
+    rows = [["50000005", *roots.labels(Lung_Opacity="1.0", Edema="0.0", Pneumonia="-1.0")]]
+    roots.table(root / "mimic-cxr-2.1.0-test-set-labeled.csv", header, rows)
+    samples, refused = _read(root, "test", "classification", labels="radiologist")
+    assert [sample.answer for sample in samples] == ["lung opacity"] * 2 and not refused
+    assert samples[0].meta.attributes == {"edema": "no", "lung opacity": "yes", "pneumonia": "uncertain"}
+    _, refused = _read(root, "train", "classification", labels="radiologist")
+    assert all("table of labels" not in error.message for error in refused)
+
+
 def test_views_and_studies(root) -> None:
     def images(**options) -> list[list[str]]:
         return [[Path(key).stem[6:8] for key in one.media_key] for one in _read(root, "test", "report", **options)[0]]

@@ -69,7 +69,11 @@ class MimicCxrOptions(Strict):
     views: Literal["all", "frontal", "lateral"] = Field(
         default="all", description="by ViewPosition of the metadata table; other images are left out"
     )
-    labels: Literal["chexpert", "negbio"] = Field(default="chexpert", description="table of the labels")
+    labels: Literal["chexpert", "negbio", "radiologist"] = Field(
+        default="chexpert",
+        description="table of the labels; radiologist: those read by one, for some of the test studies; the others are "
+        "left out",
+    )
     uncertain: Literal["negative", "positive", "refuse"] = Field(
         default="negative", description="what the label 'uncertain' counts as; refuse: studies that have one"
     )
@@ -110,7 +114,8 @@ class MimicCxr(Adapter):
 files/p10/p10000032/s50414267/<dicom_id>.jpg     or .dcm
 mimic-cxr-2.0.0-split.csv.gz                     tables may be unpacked: .csv
 mimic-cxr-2.0.0-metadata.csv.gz                  for the option `views`
-mimic-cxr-2.0.0-chexpert.csv.gz                  or -negbio.csv.gz: for the task classification
+mimic-cxr-2.0.0-chexpert.csv.gz                  or -negbio.csv.gz: for the task classification; or
+mimic-cxr-2.1.0-test-set-labeled.csv             for the option labels=radiologist
 mimic-cxr-reports/files/p10/p10000032/s50414267.txt    for the task report; files/p10/p10000032/s50414267.txt works too
 
 or, as R2Gen made it:
@@ -248,6 +253,8 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
         meta |= {"view": self._view(paths), "modality": "x-ray", "answer_type": "open"}
         made = {"report": partial(self._described, report), "classification": self._classified}
         for task in filter(tasks.__contains__, made):
+            if task == "classification" and not self._expects_labels(meta["study"]):
+                continue
             sample_id = f"{row.text('id')}-{task}"
             try:
                 yield made[task](sample_id, split, media, meta)
@@ -263,6 +270,10 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
         question = draw("mimic_cxr_findings", key, split).replace("{choices}", listing)
         answer = self._positive(states)
         return self.sample(key, split, "classification", question, answer, media, attributes=states, **meta)
+
+    def _expects_labels(self, study: str) -> bool:
+        """Whether a study without labels is a fault: radiologists read some of the test studies only."""
+        return self.options.labels != "radiologist" or study in self._labelled
 
     def _positive(self, states: Mapping[str, str]) -> str:
         """Return the findings that are there, in the order of the table."""
@@ -289,9 +300,12 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
         """Study -> its states in the order of `LABELS`, or what is wrong with its row."""
         found: dict[str, tuple[str, ...] | str] = {}
         same: dict[tuple[str, ...], tuple[str, ...]] = {}  # 200,000 studies share some thousand combinations
-        for row in csv_rows(self.find(*_table(self.options.labels)), ("study_id", *LABELS)):
+        by_hand = self.options.labels == "radiologist"
+        names = _table("test-set-labeled" if by_hand else self.options.labels)
+        columns = ["Airspace Opacity" if by_hand and label == "Lung Opacity" else label for label in LABELS]
+        for row in csv_rows(self.find(*names), ("study_id", *columns)):
             if isinstance(row, Row):
-                given = [row.optional(label).removesuffix(".0") for label in LABELS]
+                given = [row.optional(column).removesuffix(".0") for column in columns]
                 states = tuple(_STATES.get(value, "?") for value in given)
                 wrong = f"labels in {row.place} are 1, 0, -1 or empty; another value stands there"
                 found[row.data["study_id"]] = wrong if "?" in states else same.setdefault(states, states)
