@@ -1,13 +1,17 @@
 """Augmentation: decided by its seed, never mirrors unasked, boxes follow."""
 
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medmvl.core.config import load_yaml
 from medmvl.imaging.augment import Augmentation, augment
 from medmvl.imaging.geometry import transform_box
 from medmvl.imaging.picture import Picture, Window
@@ -156,3 +160,14 @@ def test_turns_that_would_swap_sides_are_refused():
         Augmentation(rotate=180)
     with pytest.raises(ValueError, match="flip"):
         Augmentation(flip=True)
+
+
+def test_the_guide_names_every_key_with_its_default() -> None:
+    text = (
+        (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8").partition("## Augmentation")[2]
+    )
+    told = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", text, re.MULTILINE))
+    assert told == {name: json.dumps(one.default).removesuffix(".0") for name, one in Augmentation.model_fields.items()}
+    example = re.search(r"augmentation: (\{.*\})", text)
+    assert example is not None
+    Augmentation.model_validate(load_yaml(example[1]))
