@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from medmvl.core.atomic import DiskFullError
 from medmvl.core.schema import Image, Message, Meta, Sample, SampleError, Text
-from medmvl.data.store import SampleStore, StoreError, find_source, read_annotations, write_samples
+from medmvl.data.store import SampleStore, StoreError, find_source, read_annotations, split_names, write_samples
 
 ABOUT = {"name": "toy", "version": "1.0", "licence": "CC0"}
 
@@ -88,6 +88,29 @@ def test_any_text_survives(tmp_path_factory, texts):
     samples = [sample(number, text=text) for number, text in enumerate(texts)]
     write_samples(folder, samples, **ABOUT)
     assert list(SampleStore(folder)) == samples
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"splits": []}',
+        '{"splits": {"train": []}}',
+        '{"splits": {"train": {"sha256": "0"}}}',
+        '{"splits": {"train": {"files": [], "sha256": "0"}}}',
+        '{"splits": {"train": {"files": ["train-00000.parquet"]}}}',
+        '{"splits": {"train": {"files": ["../train-00000.parquet"], "sha256": "0"}}}',
+        '{"splits": {"train": {"file": "..", "sha256": "0"}}}',
+        '{"splits": {"train": {"file": "/etc/hosts", "sha256": "0"}}}',
+    ],
+)
+def test_what_is_no_manifest_is_told_and_leads_nowhere(toy, content):
+    folder, _ = toy
+    (folder / "manifest.json").write_text(content)
+    for use in (lambda: SampleStore(folder), lambda: split_names(folder), lambda: find_source("x/y", [folder])):
+        with pytest.raises(StoreError, match=r"manifest\.json: (is no manifest|not valid JSON).*remove it"):
+            use()
 
 
 def test_plain_jsonl_without_manifest_serves(tmp_path):

@@ -114,9 +114,8 @@ def write_manifest(
 
 
 def _files(entry: Mapping[str, Any]) -> list[str]:
-    """Return the names of a split's files, as a manifest lists them; those that lead elsewhere are nobody's."""
-    names = entry.get("files") or [entry["file"], Path(entry["file"]).with_suffix(".index.npz").name]
-    return [name for name in names if Path(name).name == name]
+    """Return the names of a split's files, as a manifest lists them."""
+    return entry.get("files") or [entry["file"], Path(entry["file"]).with_suffix(".index.npz").name]
 
 
 def _fresh(samples: Iterable[Sample | SampleError], refuse: Callable[[SampleError], None] | None) -> Iterator[Sample]:
@@ -365,7 +364,7 @@ def _tasks(folder: Path) -> list[str]:
     """Return the tasks of all splits."""
     splits = read_manifest(folder).get("splits")
     if splits:
-        return sorted({task for entry in splits.values() for task in entry["tasks"]})
+        return sorted({task for entry in splits.values() for task in entry.get("tasks", {})})
     files = [folder / f"{split}.jsonl" for split in split_names(folder)]
     return sorted({task for file in files for task in SampleStore(file).task_names})
 
@@ -392,12 +391,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         StoreError: the manifest is broken.
     """
     path = folder / MANIFEST
-    if not path.is_file():
-        return {}
+    return decode_manifest(path.read_bytes(), str(path)) if path.is_file() else {}
+
+
+def decode_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """Return a manifest, whose files are known to be names in its own folder.
+
+    Raises:
+        StoreError: it is none; says where.
+    """
     try:
-        return json.loads(path.read_bytes())
+        manifest = json.loads(content)
     except ValueError as error:
-        raise StoreError(f"{path}: not valid JSON: {error}; write the store again") from None
+        raise StoreError(f"{where}: not valid JSON: {error}; remove it, and write the store again") from None
+    splits = manifest.get("splits", {}) if isinstance(manifest, dict) else None
+    if not isinstance(splits, dict) or not all(map(_is_entry, splits.values())):
+        raise StoreError(f"{where}: is no manifest of a store; remove it, and write the store again")
+    return manifest
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a manifest's entry of a split names files beside it, and the hash of their samples."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("tasks", {}), dict):
+        return False
+    names = entry["files"] if "files" in entry else [entry.get("file")]
+    if not isinstance(names, list) or not names or not isinstance(entry.get("sha256"), str):
+        return False
+    return all(isinstance(name, str) and name not in ("", "..") and Path(name).name == name for name in names)
 
 
 def _sample(data: Mapping[str, Any], roots: str | Path | Sequence[str | Path] | None, where: str) -> Sample:

@@ -12,7 +12,7 @@ from medmvl.core.lookup import choices_text
 from medmvl.core.schema import Sample, SampleError
 from medmvl.data.embed import unpack
 from medmvl.data.lines import StoreError, decode
-from medmvl.data.store import MANIFEST
+from medmvl.data.store import MANIFEST, decode_manifest
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -179,9 +179,10 @@ def _entry(address: str, split: str) -> dict[str, Any]:
 
     try:
         with fsspec.open(posixpath.join(address, MANIFEST), "rb") as file:
-            splits = json.load(file)["splits"]
-    except (OSError, ValueError, KeyError) as error:
+            content = file.read()
+    except (OSError, ValueError) as error:
         raise StoreError(f"{address}/{MANIFEST} cannot be read: {error}; is there a store?") from error
+    splits = decode_manifest(content, f"{address}/{MANIFEST}").get("splits", {})
     if split not in splits:
         raise StoreError(f"{address}: no split {split!r}; {choices_text(split, splits)}")
     if "files" not in splits[split]:
