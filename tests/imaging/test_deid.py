@@ -162,6 +162,25 @@ def test_unknown_representations_hide_nothing(tmp_path: Path) -> None:
     assert "AnatomicRegionSequence" not in cleaned and outcome.status == "written"
 
 
+def test_what_the_table_does_not_list(tmp_path: Path) -> None:
+    scheme = item(CodingSchemeDesignator="SCT", CodingSchemeUID="2.16.840.1.113883.6.96")
+    data = image(
+        PatientBirthDateInAlternativeCalendar=MARK,
+        CommentsOnTheScheduledProcedureStep=MARK,
+        SecondaryReviewerName=MARK,
+        CodingSchemeIdentificationSequence=[scheme],
+        TargetFrameOfReferenceUID="1.2.34567.5",
+        CalculationCommentType="CALC",
+    )
+    assert {"PatientBirthDateInAlternativeCalendar", "CommentsOnTheScheduledProcedureStep"} <= set(identifying(data))
+    _, path = one(tmp_path, data)
+    cleaned = dcmread(path)
+    assert survivors(path.read_bytes()) == [] == identifying(cleaned)
+    assert cleaned.PatientBirthDateInAlternativeCalendar == cleaned.SecondaryReviewerName == "ANONYMIZED"
+    assert cleaned.CodingSchemeIdentificationSequence[0].CodingSchemeUID == "2.16.840.1.113883.6.96"
+    assert cleaned.TargetFrameOfReferenceUID.startswith("2.25.") and cleaned.CalculationCommentType == "CALC"
+
+
 def test_what_a_cleaned_file_says(tmp_path: Path) -> None:
     _, path = one(tmp_path, image(PatientComments=MARK, StudyDate="20200101"))
     cleaned = dcmread(path)

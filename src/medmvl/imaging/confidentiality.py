@@ -34,6 +34,9 @@ _DUMMIES: dict[str, Any] = {
     **dict.fromkeys(("OB", "OW", "OF", "OD", "OL", "OV", "UN"), bytes(8)),
 }  # fmt: skip
 _TELLING = {"PN", "DA", "DT", "TM", "UR"}
+# What people write, and dates of birth and death as words.
+_FREE = re.compile(r"^CommentsOn|Comments?(?:Trial)?$|DateInAlternativeCalendar$")
+_OF_KINDS = re.compile(r"(?:SOPClassUID|SOPClasses\w*|TransferSyntaxUID|CodingSchemeUID|ContextUID|ResourceUID)$")
 _CURVES, _OVERLAYS = 0x5000, 0x6000
 
 
@@ -79,7 +82,8 @@ def action_of(tag: BaseTag, vr: str | None) -> Action:
 
     Beyond the table, private attributes, group lengths, curves and overlays as a whole (an overlay plane without its
     data is invalid) and tags that the dictionary does not know are removed. The table grows with the standard, so names
-    of persons, dates, times and addresses that it does not list get dummies, and UIDs of instances are remapped.
+    of persons, dates, times, addresses and comments that it does not list get dummies, and UIDs of instances are
+    remapped; those of kinds (of objects, transfer syntaxes, coding schemes) name nobody and stay.
 
     Args:
         tag: of the attribute.
@@ -94,9 +98,10 @@ def action_of(tag: BaseTag, vr: str | None) -> Action:
         return _ACTIONS[profile()[tag][1]]
     if known is None or vr == "UN":
         return Action.REMOVE
-    if {known, vr} & _TELLING:
+    keyword = keyword_for_tag(tag)
+    if {known, vr} & _TELLING or (known != "SQ" and _FREE.search(keyword)):
         return Action.DUMMY
-    if known == "UI" and not keyword_for_tag(tag).endswith(("SOPClassUID", "TransferSyntaxUID")):
+    if known == "UI" and not _OF_KINDS.search(keyword):
         return Action.REMAP
     return Action.KEEP
 
