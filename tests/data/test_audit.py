@@ -172,6 +172,15 @@ def test_a_header_and_a_report_that_identify(tmp_path: Path) -> None:
             assert secret not in text, f"{secret} in {path.name}"
 
 
+def test_a_header_is_looked_at_though_the_pixels_are_cut_off(tmp_path: Path) -> None:
+    header = row(tmp_path, "train", 50)
+    path = dicom_files.save(tmp_path / "images" / "x.dcm", dicom_files.dataset(scan(99_999).astype(np.uint16)))
+    path.write_bytes(path.read_bytes()[:-100])
+    header["messages"][0]["content"][0]["path"] = "images/x.dcm"
+    kinds = planted(tmp_path, header)
+    assert {"corrupt", "identifier_dicom"} <= set(kinds)
+
+
 def test_repeats_and_contradictions(tmp_path: Path) -> None:
     one = row(tmp_path, "train", 50)
     again = one | {"id": "again"}

@@ -23,6 +23,14 @@ def test_names_and_dates_apart(tmp_path: Path) -> None:
     assert found.burned_in and "SECRET" not in repr(found)
 
 
+@pytest.mark.parametrize("element", ["BurnedInAnnotation", "RecognizableVisualFeatures", "SpecimenLabelInImage"])
+def test_pixels_are_told_that_deidentification_refuses(tmp_path: Path, element: str) -> None:
+    dicom_files.save(tmp_path / "IM0", dicom_files.dataset(PIXELS, **{element: "NO"}))
+    assert not identity_of(tmp_path).burned_in
+    dicom_files.save(tmp_path / "IM1", dicom_files.dataset(PIXELS, **{element: "YES"}))
+    assert element in identity_of(tmp_path).burned_in
+
+
 def test_all_files_of_a_series(tmp_path: Path) -> None:
     first, second = dicom_files.dataset(PIXELS), dicom_files.dataset(PIXELS, PatientAddress="x")
     dicom_files.save(tmp_path / "IM0", first)

@@ -10,6 +10,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from medmvl.imaging.address import split_address
 from medmvl.imaging.confidentiality import identifying
+from medmvl.imaging.deid import burned_in
 from medmvl.imaging.dicom_file import clear_errors
 
 _INDIRECT = {"DA", "TM", "DT", "UI"}
@@ -22,12 +23,12 @@ class Identity:
     Attributes:
         direct: keywords of attributes that name or describe a person, or are private, and hold something.
         indirect: keywords of dates, times and UIDs, which many published sets have replaced already.
-        burned_in: a file says that identifying words are in its pixels.
+        burned_in: why the pixels of a file are known to show who the patient is, as de-identification tells it.
     """
 
     direct: tuple[str, ...] = ()
     indirect: tuple[str, ...] = ()
-    burned_in: bool = False
+    burned_in: str = ""
 
 
 def identity_of(path: str | Path) -> Identity:
@@ -38,15 +39,15 @@ def identity_of(path: str | Path) -> Identity:
     """
     file = split_address(path).file
     keywords: set[str] = set()
-    burned_in = False
+    shown = ""
     for one in sorted(file.iterdir()) if file.is_dir() else [file]:
         if one.is_file() and _is_dicom(one):
             with clear_errors(one):
                 header = dcmread(one, stop_before_pixels=True, force=True)
                 keywords.update(identifying(header))
-                burned_in = burned_in or str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES"
+                shown = shown or burned_in(header) or ""
     indirect = {keyword for keyword in keywords if _is_indirect(keyword)}
-    return Identity(tuple(sorted(keywords - indirect)), tuple(sorted(indirect)), burned_in)
+    return Identity(tuple(sorted(keywords - indirect)), tuple(sorted(indirect)), shown)
 
 
 def _is_dicom(path: Path) -> bool:

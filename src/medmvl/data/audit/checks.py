@@ -102,7 +102,7 @@ def check_media(ledger: Ledger, origins: Sequence[Origin], media: Media) -> None
         count = media.counts[name]
         told = ", ".join(f"{word} in {n:,}" for word, n in top)
         ledger.add(kind, count, f"{_many(count, 'file')} or series: {told}", examples)
-    burned = [example(n, "BurnedInAnnotation is YES") for n, one in held if one.burned_in]
+    burned = [example(n, one.burned_in) for n, one in held if one.burned_in]
     count = media.counts["burned_in"]
     ledger.add("identifier_burned_in", count, f"{_many(count, 'file')} or series", burned)
 

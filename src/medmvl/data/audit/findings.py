@@ -79,7 +79,7 @@ KINDS: dict[str, Kind] = {
         "If they are the original ones: medmvl data deid SRC OUT. Sets that are published with shifted dates are fine.",
     ),
     "identifier_burned_in": Kind(
-        "error", "DICOM files that say words are burned into their pixels", "Blank the words, or leave the files out."
+        "error", "DICOM files whose pixels show who the patient is", "Blank the words, or leave the files out."
     ),
     "mirrored": Kind(
         "error",

@@ -78,7 +78,7 @@ class Media:
         wrong: number -> what is wrong with it.
         identity: number -> what its headers hold; only of those that hold something.
         keywords: attribute -> media that hold it.
-        burned_in: numbers of media that say words are in their pixels.
+        burned_in: numbers of media whose pixels are known to show who the patient is.
         counts: media by what was found: "missing", "corrupt", "direct", "indirect", "burned_in".
     """
 
@@ -181,7 +181,7 @@ def _begin() -> Callable[[tuple[int, str]], _Looked]:
 
 
 def _look(job: tuple[int, str]) -> _Looked:
-    number, path = job
+    (number, path), identity = job, Identity()
     try:
         if not split_address(path).file.exists():
             return _Looked(number, MISSING, path, wrong="no such file")
@@ -195,7 +195,7 @@ def _look(job: tuple[int, str]) -> _Looked:
         )  # fmt: skip
     except (ValueError, OSError, MemoryError) as error:
         told = str(error).removeprefix(f"{path}: ").removeprefix(f"{split_fragment(path)[0]}: ")
-        return _Looked(number, CORRUPT, path, wrong=told or type(error).__name__)
+        return _Looked(number, CORRUPT, path, wrong=told or type(error).__name__, identity=identity)
 
 
 def picture_of(read: Picture | Volume) -> np.ndarray:
