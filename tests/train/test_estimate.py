@@ -128,3 +128,45 @@ def test_recomputing_counts_every_block_of_both_transformers() -> None:
         for patterns in ([], running)
     ]
     assert 0.25 * found[0] < found[1] < 0.4 * found[0], "one block of four, and the inputs of all"
+
+
+def of_slices(chunk: int, inner: dict, learns: bool, row_tokens: int = TOKENS, recomputed: bool = False) -> int:
+    """Bytes of activations of a volume tower alone, 8 slices a volume, few tokens for each in the LLM."""
+    volume = {
+        "encoder": "slices",
+        "encoder_options": {**inner, "slices": 8, "chunk": chunk},
+        "connector": "attention",
+        "connector_options": {"queries": 4, "heads": 4},
+    }
+    config = load(ModelConfig, {"llm": CONFIG["llm"], "towers": {"volume": volume}})
+    model = build(config, device="meta", tokenizer=object()).model  # type: ignore[arg-type]
+    tune.apply(model, {"volume.encoder": FULL} if learns else {"llm": FULL})
+    trainable = {part: learns and part == "volume.encoder" for part in tune.parts(model)}
+    return memory(
+        model,
+        trainable,
+        row_tokens,
+        bf16=False,
+        running=["volume.encoder"],
+        checkpointing=["volume.encoder"] if recomputed else [],
+    )["single"].activations
+
+
+CONV = {"encoder": "conv", "encoder_options": {"image_size": 64, "channels": [8, 16, 32, 32, 32]}}
+SIGLIP = {"encoder": CONFIG["towers"]["image"]["encoder"]}
+
+
+@pytest.mark.parametrize("inner", [CONV, SIGLIP], ids=["conv", "siglip"])
+def test_slices_hold_a_chunk_of_every_volume_in_the_row(inner: dict) -> None:
+    assert of_slices(8, inner, learns=False) == of_slices(99, inner, learns=False) > 0
+    assert of_slices(2, inner, learns=False) * 4 == of_slices(8, inner, learns=False)
+    assert of_slices(2, inner, learns=False, row_tokens=4 * TOKENS) > 3.9 * of_slices(2, inner, learns=False)
+    assert of_slices(2, inner, learns=True) == of_slices(8, inner, learns=True), "all chunks are kept for the backward"
+    assert of_slices(2, inner, learns=True, recomputed=True) < of_slices(8, inner, learns=True, recomputed=True)
+
+
+def test_a_frozen_encoder_holds_its_widest_layer() -> None:
+    images = TOKENS // (PER_IMAGE + 64)
+    model, trainable = tuned({"llm": FULL}, "meta")
+    found = memory(model, trainable, TOKENS, bf16=False, running=["image.encoder"])["single"].activations
+    assert found == images * PER_IMAGE * (64 + 128) * 4

@@ -46,7 +46,8 @@ def memory(
     Weights that learn, their gradients and both moments of AdamW are fp32; bf16 is autocast, which keeps a bf16 copy of
     each weight in use; parts that never learn in full are stored in bf16. DDP holds the gradients twice (its buckets).
     FSDP2 and ZeRO-3 share all of it among the devices and gather a block at a time. Activations are those of one full
-    row.
+    row: what is kept for the backward pass, or what an encoder holds at once while it runs, if that is more; the
+    encoder `slices` holds `chunk` slices of every volume in the row.
 
     Args:
         model: on any device, tuning applied.
@@ -72,6 +73,9 @@ def memory(
     activations = sum(
         _kept_by(part, model, trainable, row_tokens, _HALF if bf16 else _MASTER, checkpointing) for part in modules
     )
+    towers = [model.towers[part.removesuffix(".encoder")] for part in modules if part.endswith(".encoder")]
+    held = [_held(tower.encoder, _media(tower, row_tokens), _HALF if bf16 else _MASTER) for tower in towers]
+    activations = max([activations, *held])
     single = Memory(stored + copies, gradients, moments, activations)
     ddp = Memory(stored + copies, 2 * gradients, moments, activations)
     sharded = Memory(stored // devices + in_use, gradients // devices, moments // devices, activations)
@@ -93,7 +97,7 @@ def _kept_by(
     encoder = getattr(tower.encoder, "shares", None) or f"{name}.encoder"
     if not trainable[f"{name}.encoder"] and not trainable[encoder] and not (kind == "connector" and trainable[part]):
         return 0  # below the lowest part that learns, nothing is kept
-    media = max(1, row_tokens // (tower.num_tokens + _PROMPT))
+    media = _media(tower, row_tokens)
     tokens, learns = media * tower.encoder.num_tokens, trainable[part]
     kept = sum(
         _kept(module, media * each, value, learns, recomputed)
@@ -102,6 +106,32 @@ def _kept_by(
     if kind == "encoder" and encoder != part:
         kept += _kept(parts(model)[encoder], tokens, value, trainable[encoder], recomputed)
     return kept
+
+
+def _media(tower: nn.Module, row_tokens: int) -> int:
+    """Return how many pictures or volumes a full row shows."""
+    return max(1, row_tokens // (tower.num_tokens + _PROMPT))
+
+
+def _held(encoder: nn.Module, media: int, value: int) -> int:
+    """Bytes that an encoder needs while it runs, kept or not: input and output of its widest layer."""
+    branches = (encoder.volume, encoder.slices) if getattr(encoder, "reads_text", False) else (encoder,)
+    return max(media * int(one.num_tokens * _share(one)) * _widest(one) * value for one in branches)
+
+
+def _widest(encoder: nn.Module) -> int:
+    sizes = [
+        _per_token(layer, 1, learns=True)
+        for layer in getattr(encoder, "slice_encoder", encoder).modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d)
+    ]
+    return max(sizes, default=0)
+
+
+def _share(module: nn.Module) -> float:
+    """Return the share of every volume that an encoder of slices takes at once; 1 for other modules."""
+    chunk = getattr(module, "chunk", None)
+    return 1.0 if chunk is None else min(1.0, chunk / module.spec.size[0])
 
 
 def _branches(module: nn.Module, tokens: int) -> list[tuple[nn.Module, int]]:
@@ -116,7 +146,8 @@ def _kept(module: nn.Module, tokens: int, value: int, learns: bool, recomputed: 
     """Bytes that a module keeps for `tokens` tokens.
 
     A linear layer or convolution that learns keeps its input, and what comes after keeps its output; a norm keeps its
-    input in fp32 and its output. Recomputing keeps the input of each block, and one block as if it were not recomputed.
+    input in fp32 and its output. Recomputing keeps the input of each block, and one block as if it were not recomputed,
+    of as many slices as are taken at once; where no block can, chunks of slices are recomputed whole.
     The LLM's head is left out: it sees few tokens. A convolutional encoder counts as if all its layers had the final
     grid, so it needs more than this says.
     """
@@ -125,12 +156,14 @@ def _kept(module: nn.Module, tokens: int, value: int, learns: bool, recomputed: 
     def inside(part: nn.Module) -> int:
         return tokens * sum(_per_token(one, value, learns) for one in part.modules() if one is not head)
 
+    if recomputed and _share(module) < 1 and not recomputable(module):
+        return int(inside(module) * _share(module)) + tokens * module.width * value
     blocks = _blocks(module)
     if not recomputed or not blocks:
         return inside(module)
     widths = [one.in_features for one in blocks[0].modules() if isinstance(one, nn.Linear)]
     inputs = len(blocks) * (widths[0] if widths else 0) * _MASTER * tokens
-    return inside(module) - sum(map(inside, blocks)) + max(map(inside, blocks)) + inputs
+    return inside(module) - sum(map(inside, blocks)) + int(max(map(inside, blocks)) * _share(module)) + inputs
 
 
 def _per_token(module: nn.Module, value: int, learns: bool) -> int:

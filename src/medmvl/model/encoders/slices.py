@@ -31,8 +31,9 @@ class Slices(Encoder):
             "image" for the image tower's own.
         encoder_options: of the 2D encoder; `spec` among them changes how it wants its pictures.
         slices: slices of a volume; by default the spec's depth, or 32.
-        chunk: slices of each volume that go through the encoder at once, which bounds memory. The number of calls
-            depends on nothing else, as sharding (FSDP2, ZeRO-3) needs it.
+        chunk: slices of each volume that go through the encoder at once. A call sees `chunk` slices of every volume in
+            the row, so memory is bounded by chunk times the volumes of a row, which `run.row_tokens` bounds. The number
+            of calls depends on slices and chunk alone, as sharding (FSDP2, ZeRO-3) needs it.
         layer: of the 2D encoder, as in its own options; a shared one keeps the image tower's.
         tokens: "patches" drops its class tokens. With "all", those of all slices stand in front of all patch tokens,
             so that the tokens form no grid.
