@@ -60,16 +60,25 @@ class Ids:
         """Take an id in; say whether it is new."""
         if 3 * self._count > 2 * len(self._slots):
             self._grow()
-        slots, last = self._slots, len(self._slots) - 1
         key = hash(one) & (2**64 - 1) or 1
-        slot = key & last
-        while found := slots[slot]:
-            if found == key:
-                return False
-            slot = (slot + 1) & last
-        slots[slot] = key
+        slot = self._slot(key)
+        if self._slots[slot] == key:
+            return False
+        self._slots[slot] = key
         self._count += 1
         return True
+
+    def __contains__(self, one: str) -> bool:
+        key = hash(one) & (2**64 - 1) or 1
+        return self._slots[self._slot(key)] == key
+
+    def _slot(self, key: int) -> int:
+        """Return where a key stands, or would."""
+        slots, last = self._slots, len(self._slots) - 1
+        slot = key & last
+        while slots[slot] not in (0, key):
+            slot = (slot + 1) & last
+        return slot
 
     def _grow(self) -> None:
         keys = np.frombuffer(self._slots, np.uint64)

@@ -35,7 +35,7 @@ def build(folder: Path) -> Root:
         {"id": "canonical", "messages": [{"role": "user", "content": parts},
                                          {"role": "assistant", "content": [{"type": "box", "box": 0}]}],
          "meta": {"patient": "p1", "boxes": [{"coords": [1, 2, 5, 6], "label": "cyst"}]}},
-        {"messages": [{"role": "user", "content": "no id"}, {"role": "assistant", "content": "yes"}]},
+        {"id": "wrong", "messages": [{"role": "user", "text": "no content"}]},
     ]  # fmt: skip
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
     counts = {("train", "annotations/chat"): 4, ("val", "annotations/chat"): 1, ("test", "annotations/chat"): 1}

@@ -114,6 +114,30 @@ def test_media_lie_where_the_options_say(tmp_path):
         read(path, media_root="nowhere")
 
 
+def test_rows_that_share_an_id_or_have_none_get_one(tmp_path):
+    """Files count from 0 each, and LLaVA's mixtures name a sample after its picture."""
+    nameless = {key: value for key, value in row(0).items() if key != "id"}
+    write(tmp_path / "train.json", [row(0), row(1), row(0), row(0), {**row(0), "id": "0-2"}, nameless])
+    write(tmp_path / "test.json", [row(0), row(2), row(0)])
+    adapter = Annotations(tmp_path)
+    for _ in range(2):  # reading again changes nothing
+        assert [one.id for one in adapter.samples("train", ["chat"])] == [
+            "0", "1", "0-2", "0-3", "0-2-2", "train/item 5 of train.json",
+        ]  # fmt: skip
+        assert [one.id for one in adapter.samples("test", ["chat"])] == ["test-0", "2", "test-0-2"]
+
+
+def test_paths_of_windows_and_rows_without_a_picture(tmp_path):
+    rows = [
+        row(0, image="ct\\a.png") | {"conversations": [{"from": "human", "value": "<image>?"}]},
+        row(1, image=""),
+        row(2, image=[]),
+        row(3, image=None),
+    ]
+    first, *others = read(write(tmp_path / "train.json", rows))
+    assert first.media_key == (str(tmp_path / "ct/a.png"),) and [one.media_key for one in others] == [()] * 3
+
+
 def test_two_files_of_one_split_are_refused(tmp_path):
     write(tmp_path / "val.json", [row(0)])
     write(tmp_path / "dev.jsonl", [row(0)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +16,7 @@ from medmvl.core.lookup import choices_text
 from medmvl.core.schema import Sample, SampleError
 from medmvl.data.adapters.base import Adapter, LayoutError
 from medmvl.data.rows import BadRow, Row, json_rows, mentions
+from medmvl.data.tally import Ids
 
 SPLIT_NAMES = {
     **{name: "train" for name in ("train", "training")},
@@ -22,6 +25,7 @@ SPLIT_NAMES = {
 }
 """How files and columns name the splits -> the store's name."""
 
+_MEDIA = ("image", "image3d")
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
@@ -40,7 +44,8 @@ class Annotations(Adapter):
     """A JSON list or JSONL of samples, or a folder with one such file per split.
 
     Rows keep the id, split, source and task they name. In conversations every `<image>` and `<image3d>` takes the next
-    of the paths; further keys go to `meta`.
+    of the paths; further keys go to `meta`. A row without an id is called after its place. An id that a split before
+    has already gets the split before it ("val-7"), one that occurs again in its split a number behind it ("7-2").
     """
 
     name = "annotations"
@@ -65,23 +70,56 @@ images/...   anywhere beside them
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
         folder = media_root(self, self.options.media_root)
+        before = list(self.splits)[: list(self.splits).index(split)]
+        names = self._names[split] = _Names(split, [self._names[one] for one in before if one in self._names])
         for file, usual in files_by_split(self, _SUFFIXES, self.options.split):
             # Only rows themselves can place others into this split; most files name none, and are read once.
             if split == usual or mentions(file, '"split"'):
                 rows = (row for row in json_rows(file) if _belongs(row, split, usual))
-                yield from self.each(rows, lambda row: (self._sample(row.data, split, folder),))
+                yield from self.each(rows, lambda row: (names.given(self._sample(row, split, folder)),))
 
-    def _sample(self, row: Mapping[str, Any], split: str, folder: str) -> Sample:
+    @cached_property
+    def _names(self) -> dict[str, _Names]:
+        return {}
+
+    def _sample(self, found: Row, split: str, folder: str) -> Sample:
+        row = found.data
         if row.get("split") and split_of(row["split"]) is None:
             named = str(row["split"])
             raise ValueError(f"split {named!r} is unknown; {choices_text(named, SPLIT_NAMES, 'splits')}")
         task = str(row.get("task") or "chat")
-        task = task if "/" in task else f"{self.name}/{task}"
+        known = {"split": split, "task": task if "/" in task else f"{self.name}/{task}"}
+        if row.get("id") is None:
+            known["id"] = f"{split}/{found.place}"
         if "messages" in row:
-            return Sample.from_dict(
-                {**row, "split": split, "task": task, "source": row.get("source") or self.name}, folder
-            )
-        return conversation(row, folder, split=split, task=task, data_source=row.get("data_source") or self.name)
+            return Sample.from_dict({**row, **known, "source": row.get("source") or self.name}, folder)
+        return conversation(row, folder, data_source=row.get("data_source") or self.name, **known)
+
+
+class _Names:
+    """Gives samples ids that no other sample has.
+
+    Args:
+        split: of the samples.
+        before: names of the splits before.
+    """
+
+    def __init__(self, split: str, before: Sequence[_Names]) -> None:
+        self._split, self._before = split, before
+        self._given, self._repeated = Ids(), Counter[str]()
+
+    def given(self, sample: Sample) -> Sample:
+        """Return the sample under its own id, or one like it."""
+        name = sample.id
+        if any(name in names._given for names in self._before):
+            name = f"{self._split}-{name}"
+        if self._given.add(name):
+            return sample if name == sample.id else sample.model_copy(update={"id": name})
+        number = max(self._repeated[name], 1) + 1
+        while not self._given.add(f"{name}-{number}"):
+            number += 1
+        self._repeated[name] = number
+        return sample.model_copy(update={"id": f"{name}-{number}"})
 
 
 def conversation(row: Mapping[str, Any], folder: str, **known: Any) -> Sample:
@@ -96,9 +134,20 @@ def conversation(row: Mapping[str, Any], folder: str, **known: Any) -> Sample:
         SampleError: says everything that is wrong with it.
     """
     data = {**row, **known}
+    for key in _MEDIA:
+        if key in data:
+            data[key] = _paths(data[key])
     if "conversatons" in data:
         data.setdefault("conversations", data.pop("conversatons"))
     return Sample.from_dict(data, folder)
+
+
+def _paths(given: Any) -> Any:
+    """Return paths as a list, with slashes; "" of rows without a picture is none. What is no path stays as it is."""
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list):
+        return given
+    return [path.replace("\\", "/") if isinstance(path, str) else path for path in listed if path != ""]
 
 
 def files_by_split(adapter: Adapter, suffixes: Sequence[str], split: str) -> list[tuple[Path, str]]:
