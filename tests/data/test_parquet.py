@@ -131,14 +131,16 @@ def test_series_folders_and_fragments_are_embedded_and_names_of_slices_are_not(t
     series.mkdir()
     for number in range(3):
         (series / f"DOE_{number}.dcm").write_bytes(bytes([number]) * 9)
+    (series / "X.JANE").write_bytes(b"3")
     (tmp_path / "scan.nii.gz").write_bytes(b"scan")
     media = [Volume(path=f"{series}#series=2"), Volume(path=f"{tmp_path}/scan.nii.gz#unit=HU&frame=1")]
     write(tmp_path / "store", [sample(0, media)], embed=True)
-    assert b"DOE" not in (tmp_path / "store/train-00000.parquet").read_bytes()
+    content = (tmp_path / "store/train-00000.parquet").read_bytes().lower()
+    assert b"doe" not in content and b"jane" not in content
     folder, fragment = SampleStore(tmp_path / "store")[0].media[0].path.split("#")
     assert fragment == "series=2"
-    assert [path.read_bytes()[0] for path in sorted(Path(folder).iterdir())] == [0, 1, 2]
-    assert {path.suffix for path in Path(folder).iterdir()} == {".dcm"}
+    assert [path.read_bytes()[0] for path in sorted(Path(folder).iterdir())] == [0, 1, 2, ord("3")]
+    assert {path.suffix for path in Path(folder).iterdir()} == {".dcm", ".bin"}
     assert SampleStore(tmp_path / "store")[0].media[1].path.endswith(".nii.gz#unit=HU&frame=1")
 
 
@@ -156,6 +158,21 @@ def test_what_cannot_be_embedded_is_refused_with_the_reason(tmp_path):
     ):
         with pytest.raises(SampleError, match=f"'s0'.*{name}.*cannot be embedded: .*{said}"):
             pack(f"{tmp_path}/{name}", "s0")
+
+
+def test_media_that_are_too_large_for_a_shard_are_refused_unread(tmp_path):
+    with (tmp_path / "large.nii").open("wb") as file:
+        file.truncate(2**31)  # a hole: it takes no space
+    small = [Image(path=str(tmp_path / f"{number}.png")) for number in range(3)]
+    for number, medium in enumerate(small):
+        Path(medium.path).write_bytes(bytes([number]) * 40)
+    refused = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "LARGEST", 100)
+        samples = [sample(0, small[:2]), sample(1, small), sample(2, [Volume(path=str(tmp_path / "large.nii"))])]
+        splits = write_splits(tmp_path / "store", samples, "parquet", True, refused.append)
+    assert [error.sample_id for error in refused] == ["s1", "s2"] and splits["train"]["samples"] == 1
+    assert "too many to embed" in str(refused[0]) and "2,147,483,648 bytes" in str(refused[1])
 
 
 def test_damaged_media_and_addresses_that_lead_elsewhere_are_not_unpacked(tmp_path):

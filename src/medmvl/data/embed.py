@@ -5,18 +5,22 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medmvl.core.schema import SampleError, split_fragment
 from medmvl.data.lines import media_paths
+from medmvl.imaging.read import READERS, VOLUME_READERS
 
 Packed = tuple[str, bytes]
 """A file: its address in the store, and what is in it."""
 
 _ADDRESS = re.compile(r"unpacked/[0-9a-f]{2}/[0-9a-f]{40}(?:\.[a-z][a-z0-9]{0,9}){0,2}")
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,9}(?:\.gz)?$")
+_OTHER = ".bin"
+LARGEST = 2**31 - 2**25
+"""Bytes of the media of a sample that can be embedded: what a column of a row group holds, less what waits there."""
 _IN_TWO_FILES = (".mhd", ".nhdr", ".hdr", ".img", ".raw")
 
 
@@ -24,6 +28,7 @@ def pack(path: str, sample_id: str) -> tuple[str, list[Packed]]:
     """Read a medium whole.
 
     Files of a folder (a DICOM series) lose their names, which may tell whose they are; how they are ordered is in them.
+    Of suffixes those stay that choose a reader.
 
     Args:
         path: absolute; a fragment ("#frame=3") is kept.
@@ -33,7 +38,7 @@ def pack(path: str, sample_id: str) -> tuple[str, list[Packed]]:
         Its address, and its files: one, or those of a folder.
 
     Raises:
-        SampleError: it cannot be read, or is a header whose values lie in another file.
+        SampleError: it cannot be read, is too large, or is a header whose values lie in another file.
     """
     file, fragment = split_fragment(path)
     try:
@@ -56,18 +61,28 @@ def _contents(file: str) -> list[tuple[str, bytes]]:
     if not os.path.isdir(file):
         if file.lower().endswith(_IN_TWO_FILES):
             raise ValueError("its values lie in another file beside it; write it as one file, such as .nii.gz or .mha")
-        return [(_suffix(file), Path(file).read_bytes())]
+        return _read([Path(file)])
     entries = sorted(entry for entry in Path(file).iterdir() if not entry.name.startswith("."))
     if not entries:
         raise ValueError("the folder is empty")
     if any(entry.is_dir() for entry in entries):
         raise ValueError("the folder holds further folders; name the one with the slices")
-    return [(_suffix(entry.name), entry.read_bytes()) for entry in entries]
+    return _read(entries)
+
+
+def _read(files: Sequence[Path]) -> list[tuple[str, bytes]]:
+    size = sum(file.stat().st_size for file in files)
+    if size > LARGEST:
+        raise ValueError(f"it has {size:,} bytes, and {LARGEST:,} are the most; leave it where it is (without --embed)")
+    return [(_suffix(file.name), file.read_bytes()) for file in files]
 
 
 def _suffix(name: str) -> str:
+    """Return a suffix that is known, `_OTHER` for one that is not and may be part of a person's name, "" for none."""
     found = _SUFFIX.search(name.lower())
-    return found.group() if found else ""
+    if found is None:
+        return ""
+    return found.group() if found.group() in READERS or found.group() in VOLUME_READERS else _OTHER
 
 
 def _file_address(suffix: str, content: bytes) -> str:

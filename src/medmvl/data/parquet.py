@@ -11,7 +11,7 @@ import numpy as np
 
 from medmvl.core.atomic import atomic_folder
 from medmvl.core.schema import Image, Sample, SampleError, Volume, relative_path
-from medmvl.data.embed import Packed, addresses, pack, unpack
+from medmvl.data.embed import LARGEST, Packed, addresses, pack, unpack
 from medmvl.data.lines import StoreError, decode, encode, media_hash
 from medmvl.data.tally import Tally
 
@@ -58,6 +58,8 @@ class ShardWriter:
             self._packed = {path: self._packed.get(path) or pack(path, sample.id) for path in sample.media_key}
             sample = _renamed(sample, {path: address for path, (address, _) in self._packed.items()})
             files = [file for _, packed in self._packed.values() for file in packed]
+            if sum(len(content) for _, content in files) > LARGEST:
+                raise SampleError(f"its media have more than {LARGEST:,} bytes, too many to embed", sample.id)
         line, paths = encode(sample, self._base), [relative_path(path, self._base) for path in sample.media_key]
         key = media_hash(paths)
         if self._shard is None:
