@@ -39,11 +39,41 @@ def npz_file(file: str | Path) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def npz_stream(archive: zipfile.ZipFile, name: str) -> Iterator[Opened]:
-    """Open one array, of which only the header has been unpacked then.
+    """Open one array, of which only the header has been unpacked then; its values come in the order of its axes.
+
+    Raises:
+        TableError: no such array, objects instead of numbers, columns first, or a size that its place in the archive
+            belies.
+    """
+    with _opened(archive, name) as (stream, shape, kind, columns_first):
+        if columns_first:
+            raise TableError(f"{archive.filename}: {name} is stored columns first; a row cannot be read alone")
+        yield stream, shape, kind
+
+
+def npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Return one array as a whole, whichever way it is stored.
 
     Raises:
         TableError: no such array, objects instead of numbers, or a size that its place in the archive belies.
     """
+    with _opened(archive, name) as (stream, shape, kind, columns_first):
+        values = np.frombuffer(exactly(stream, math.prod(shape) * kind.itemsize), kind)
+        return values.reshape(shape, order="F" if columns_first else "C")
+
+
+def npz_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and type of an array, nothing else of which is unpacked.
+
+    Raises:
+        TableError: as for `npz_array`.
+    """
+    with _opened(archive, name) as (_, shape, kind, _):
+        return shape, kind
+
+
+@contextmanager
+def _opened(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any], bool]]:
     file, known = archive.filename, [member.removesuffix(".npy") for member in archive.namelist()]
     if name not in known:
         raise TableError(f"{file}: holds no array {name!r}; {choices_text(name, known, 'arrays')}")
@@ -55,22 +85,12 @@ def npz_stream(archive: zipfile.ZipFile, name: str) -> Iterator[Opened]:
         version = npy.read_magic(stream)
         if version not in _HEADERS:
             raise TableError(f"{file}: {name} is of .npy version {version}, which numbers do not need")
-        shape, fortran, kind = _HEADERS[version](stream)
-        if kind.hasobject or fortran:
-            raise TableError(f"{file}: {name} is {kind}{', columns first' if fortran else ''}; nothing else is read")
+        shape, columns_first, kind = _HEADERS[version](stream)
+        if kind.hasobject:
+            raise TableError(f"{file}: {name} is {kind}; numbers are expected")
         if stream.tell() + math.prod(shape) * kind.itemsize != member.file_size:
             raise TableError(f"{file}: {name} says {kind} {list(shape)}, but is {member.file_size:,} bytes long")
-        yield stream, shape, kind
-
-
-def npz_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Return one array as a whole.
-
-    Raises:
-        TableError: as for `npz_stream`.
-    """
-    with npz_stream(archive, name) as (stream, shape, kind):
-        return np.frombuffer(exactly(stream, math.prod(shape) * kind.itemsize), kind).reshape(shape)
+        yield stream, shape, kind, columns_first
 
 
 def exactly(stream: IO[bytes], length: int) -> bytes:

@@ -108,6 +108,16 @@ def test_findings(root) -> None:
     assert _read(root, "test", subsets=["chestmnist"]) == []
 
 
+def test_labels_that_are_stored_columns_first(root) -> None:
+    """As numpy does with a table that pandas held."""
+    before = _read(root, "test", "multilabel")
+    path = root / "chestmnist.npz"
+    with np.load(path) as file:
+        stored = {name: np.asfortranarray(file[name]) if "labels" in name else file[name] for name in file.files}
+    np.savez_compressed(path, **stored)
+    assert _read(root, "test", "multilabel") == before
+
+
 def test_images_come_back_as_they_were(root) -> None:
     with np.load(root / "dermamnist_64.npz") as file:
         images = file["val_images"]

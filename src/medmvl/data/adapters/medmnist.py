@@ -18,7 +18,7 @@ from pydantic import Field
 from medmvl.core.config import Strict
 from medmvl.core.schema import Image, Sample, SampleError, Volume
 from medmvl.data.adapters.base import Adapter, Media
-from medmvl.data.npz import exactly, npz_array, npz_file, npz_stream
+from medmvl.data.npz import exactly, npz_array, npz_file, npz_header, npz_stream
 from medmvl.data.questions import draw
 from medmvl.data.rows import Row, TableError
 
@@ -284,8 +284,8 @@ def _rows(file: Path, flag: str, size: int, split: str) -> Iterator[Row]:
 
 def _labels(file: Path, archive: ZipFile, split: str, width: int) -> np.ndarray:
     """Return the labels [N, width]."""
-    with npz_stream(archive, f"{split}_labels") as (_, shape, kind):
-        if kind.kind not in "ui" or len(shape) != 2 or shape[1] != width or not 0 < shape[0] <= _MOST_IMAGES:
-            wanted = f"whole numbers [N, {width}]"
-            raise TableError(f"{file}: {split}_labels is {kind} {list(shape)}; {wanted} were expected")
+    shape, kind = npz_header(archive, f"{split}_labels")
+    if kind.kind not in "ui" or len(shape) != 2 or shape[1] != width or not 0 < shape[0] <= _MOST_IMAGES:
+        wanted = f"whole numbers [N, {width}]"
+        raise TableError(f"{file}: {split}_labels is {kind} {list(shape)}; {wanted} were expected")
     return npz_array(archive, f"{split}_labels")

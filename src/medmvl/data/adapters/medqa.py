@@ -85,7 +85,7 @@ def _options(row: Row) -> dict[str, str]:
     """Return letter -> text.
 
     Raises:
-        ValueError: no dict of texts, or an option twice.
+        ValueError: no dict of texts, or fewer than two.
     """
     given = row.data.get("options")
     if not isinstance(given, dict) or len(given) < 2 or not all(isinstance(text, str) for text in given.values()):
