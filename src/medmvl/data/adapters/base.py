@@ -103,7 +103,10 @@ class Adapter(ABC):
 
     @abstractmethod
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
-        """Yield the samples of one split (a key of `splits`) for some of `tasks`, media of one image in a row.
+        """Yield the samples of one split (a key of `splits`) for some of `tasks`.
+
+        Samples of one row of the data set follow each other, and rows keep their order; so a medium comes again where a
+        data set names it in several files, one for each task.
 
         Raises:
             LayoutError: a file that the tasks need is not there.
