@@ -1,5 +1,6 @@
 """SA-Med2D-20M: names, boxes from masks, the masks that are refused, a split by case, and no quadratic step."""
 
+import json
 import time
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -81,6 +82,15 @@ def test_boxes(root) -> None:
         ],
         2,
     )
+
+
+def test_paths_of_windows_give_the_same(root) -> None:
+    before = _read(root, "train", "rec", "reg", test_share=0.0)[0]
+    file = root / "SAMed2D_v1.json"
+    listed = json.loads(file.read_text())
+    turned = {name.replace("/", "\\"): [mask.replace("/", "\\") for mask in masks] for name, masks in listed.items()}
+    file.write_text(json.dumps(turned))
+    assert _read(root, "train", "rec", "reg", test_share=0.0)[0] == before
 
 
 def test_instances_by_file_or_by_part(root) -> None:

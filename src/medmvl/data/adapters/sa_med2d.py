@@ -120,12 +120,12 @@ regions_small_train/<modality>/<image>.json      [{"liver": [x, y, width, height
         if not (isinstance(masks, list) and all(isinstance(mask, str) for mask in masks)):
             raise ValueError(f"lists its masks as a list of paths, got {masks!r:.80}")
         meta = {"patient": name.case, "modality": name.modality, "dataset": name.dataset}
-        named, wrong = by_class(PurePosixPath(picture).stem, masks)
-        yield from (SampleError(told, PurePosixPath(mask).stem, row.place) for mask, told in wrong)
+        named, wrong = by_class(_stem(picture), masks)
+        yield from (SampleError(told, _stem(mask), row.place) for mask, told in wrong)
         for number, instances in named.items():
             parts = self._in_parts(instance for instance, _ in instances)
             for instance, mask in instances:
-                key = PurePosixPath(mask).stem
+                key = _stem(mask)
                 try:
                     label = _label(classes, name.dataset, number)
                     _check_known(name.dataset, number, instance)
@@ -211,11 +211,15 @@ def image_name(path: str) -> ImageName:
     Raises:
         ValueError: it has fewer than four fields.
     """
-    stem = PurePosixPath(path.replace("\\", "/")).name.removesuffix(".png")
+    stem = _stem(path)
     fields = stem.split("--")
     if len(fields) < 4 or not all(fields):
         raise ValueError(f"image {stem!r} is not named <modality>--<data set>--<original name>--<slice>.png")
     return ImageName(fields[0], fields[1], "--".join(fields[2:-1]), fields[-1])
+
+
+def _stem(path: str) -> str:
+    return PurePosixPath(path.replace("\\", "/")).name.removesuffix(".png")
 
 
 def split_of(name: ImageName, test_share: float) -> str:
@@ -230,7 +234,7 @@ def mask_name(path: str) -> tuple[str, str, str]:
     Raises:
         ValueError: it does not end in a class of four digits and an instance of three.
     """
-    stem = PurePosixPath(path.replace("\\", "/")).name.removesuffix(".png")
+    stem = _stem(path)
     image, _, last = stem.rpartition("--")
     found = _MASK.fullmatch(last)
     if not image or found is None:
