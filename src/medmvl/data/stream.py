@@ -34,10 +34,11 @@ def stream(
     roots: Sequence[str | Path] = (),
     state: Mapping[str, Any] | None = None,
 ) -> "Stream":
-    """Open a store in Parquet for one pass; nothing is read that is not yielded soon.
+    """Open a store in Parquet for one pass, that reads as it goes.
 
     The shards are shuffled, and the rows within windows of `buffer` samples. Samples of one medium stay together, for
-    they can share its encoding. All ranks together see every sample of the split once per epoch.
+    they can share its encoding. All ranks together see every sample of the split once per epoch. Each reads shards of
+    its own where they divide evenly among the ranks, else all shards, and takes every n-th row.
 
     Args:
         url: folder of the store, on this machine or wherever fsspec leads ("s3://bucket/slake"; access is its matter).
