@@ -271,14 +271,16 @@ class Unpacked:
         if not parts or name.startswith("/") or "\0" in name or "\\" in name or any(p.startswith(".") for p in parts):
             raise ValueError(f"{name!r} is no name for a file below {self._folder}")
         path = self._folder.joinpath(*parts)
-        mark = hashlib.sha256(content).hexdigest()[:16] if path.exists() and not _holds(path, content) else ""
+        there = _holds(path, content)
+        mark = hashlib.sha256(content).hexdigest()[:16] if path.exists() and not there else ""
         if (mark and hash(name) in self._written) or self._marks.get(name, mark) != mark:
             raise ValueError(f"two different media are called {name!r}")
         if mark:
             path, self._marks[name] = path.with_name(f"{mark}-{path.name}"), mark
+            there = _holds(path, content)
         else:
             self._written.add(hash(name))
-        if not _holds(path, content):
+        if not there:
             _write(path, content)
         return str(path)
 
