@@ -95,7 +95,7 @@ def test_vit3d_patches_are_a_convolution() -> None:
 @pytest.mark.parametrize("layer", range(4))
 def test_medm_clip_ct_equals_torchs_own_layers(layer: int) -> None:
     encoder = build("medm_clip_ct", VIT, layer=layer)
-    state = {encoder.names.in_file(key): tensor for key, tensor in encoder.state_dict().items()}
+    state = encoder.state_dict()
     volumes = pixels(encoder)
     # patches (f, h, w) in f-major order, their vectors (p_h, p_w, p_f, c)
     vectors = torch.stack(
@@ -233,10 +233,7 @@ def test_ct_vit_temporal_convolution_runs_over_row_column_depth() -> None:
 def test_full_size_has_the_published_names_shapes_and_counts() -> None:
     with torch.device("meta"):
         built = {name: build_encoder(TowerConfig(encoder=name)) for name in ("vit3d", "medm_clip_ct", "ct_vit")}
-    shapes = {
-        name: {one.names.in_file(key): tuple(tensor.shape) for key, tensor in one.state_dict().items()}
-        for name, one in built.items()
-    }
+    shapes = {name: {key: tuple(t.shape) for key, t in one.state_dict().items()} for name, one in built.items()}
     counts = {name: (len(shapes[name]), sum(p.numel() for p in one.parameters())) for name, one in built.items()}
     assert counts == {"vit3d": (138, 87_389_184), "medm_clip_ct": (156, 88_011_776), "ct_vit": (157, 25_890_200)}
     assert shapes == {"vit3d": vit3d_shapes(), "medm_clip_ct": medm_clip_ct_shapes(), "ct_vit": ct_vit_shapes()}

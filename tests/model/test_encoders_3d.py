@@ -120,7 +120,7 @@ def state_of(name: str, prefix: str = "") -> dict[str, Tensor]:
     encoder = build_encoder(TowerConfig(encoder=name, encoder_options=OPTIONS[name]))
     for tensor in encoder.state_dict().values():
         tensor.normal_(std=0.3)
-    return {prefix + encoder.names.in_file(key): tensor.clone() for key, tensor in encoder.state_dict().items()}
+    return {prefix + key: tensor.clone() for key, tensor in encoder.state_dict().items()}
 
 
 def pixels(encoder: Encoder, count: int = 2) -> Tensor:
@@ -129,8 +129,7 @@ def pixels(encoder: Encoder, count: int = 2) -> Tensor:
 
 
 def loaded(encoder: Encoder, state: dict[str, Tensor], prefix: str = "") -> bool:
-    own = {encoder.names.in_file(key): tensor for key, tensor in encoder.state_dict().items()}
-    return all(torch.equal(tensor, state[prefix + key]) for key, tensor in own.items())
+    return all(torch.equal(tensor, state[prefix + key]) for key, tensor in encoder.state_dict().items())
 
 
 @pytest.mark.parametrize("name", AROUND)
@@ -220,20 +219,12 @@ def test_full_size_published_names_load_strictly(row: str) -> None:
     with torch.device("meta"):
         encoder, source = (build_encoder(TowerConfig(encoder=row)) for _ in range(2))
     prefix = max(encoder.names.prefixes, key=len)
-    in_file = encoder.names.in_file
-    file = {prefix + in_file(key): tensor for key, tensor in source.state_dict().items()}
+    file = {prefix + key: tensor for key, tensor in source.state_dict().items()}
     shapes = {key: tuple(tensor.shape) for key, tensor in file.items()}
-    own = {in_file(key): tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
+    own = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
     chosen = published.match(own, shapes, encoder.names, "file")
     encoder.load_state_dict({name: file[key] for name, key in chosen.items()}, strict=True, assign=True)
     assert set(chosen.values()) == set(file)
-
-
-def test_bundles_saved_with_packed_attention_load() -> None:
-    encoder, former = build("medm_clip_ct"), state_of("medm_clip_ct")
-    assert any(key.endswith("self_attn.in_proj_weight") for key in former)
-    nn.ModuleDict({"encoder": encoder}).load_state_dict({f"encoder.{key}": one for key, one in former.items()})
-    assert loaded(encoder, former)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,6 @@ class MedMClipCt(NativeEncoder):
             "vision_encoder.": r"text_encoder\.|logit_scale$",
             "encoder_image3d.encoder.vision_encoder.": ".",
         },
-        spelled={".in_proj.": ".in_proj_"},
     )
     _no_split_modules = ("MedMClipBlock",)
 
@@ -146,28 +145,19 @@ class MedMClipBlock(GradientCheckpointingLayer):
 
 
 class Attention(nn.Module):
-    """Self-attention whose queries, keys and values come from one layer, one after another.
-
-    A layer, and not a weight of this module as in torch's own and in published files, so that LoRA can sit on it.
-    """
+    """Self-attention with one weight for queries, keys and values, as torch's own keeps it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        nn.init.xavier_uniform_(self.in_proj.weight)
-        nn.init.zeros_(self.in_proj.bias)
-        self.register_load_state_dict_pre_hook(_take_packed)
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(attend(*self.in_proj(x).chunk(3, dim=-1), self.heads))
-
-
-def _take_packed(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Rename the packed weights of bundles that were saved as the published files are."""
-    for kind in ("weight", "bias"):
-        if (packed := f"{prefix}in_proj_{kind}") in state:
-            state[f"{prefix}in_proj.{kind}"] = state.pop(packed)
+        mixed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        return self.out_proj(attend(*mixed.chunk(3, dim=-1), self.heads))
 
 
 def _spec(image_size: Sequence[int], channels: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _BLANK = VisionSpec(size=(1, 1, 1), channels=1, mean=(0.0,), std=(1.0,), resampl
 
 
 class NativeEncoder(Encoder):
-    """An encoder whose state dict has the names of the published weights, but for what `names.spelled` says.
+    """An encoder whose state dict has the names of the published weights.
 
     A subclass calls `_set_shape` first, `_load` last, and sets `options` between: what its constructor needs to build
     the same shapes again.

@@ -32,21 +32,13 @@ class Names:
         prefixes: what stands in front of the encoder's own names -> pattern of the names that may stand beside them.
         ignored: pattern of names, without prefix, that files hold and nothing needs.
         optional: pattern of our names that a file may lack, because no feature needs them.
-        spelled: part of our names -> how files spell it.
         files: what is taken where a folder holds several files, first choice first.
     """
 
     prefixes: Mapping[str, str] = field(default_factory=lambda: {"": ""})
     ignored: str = ""
     optional: str = ""
-    spelled: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[str] = ("model.safetensors", "pretrained_ViT.bin", "pytorch_model.bin")
-
-    def in_file(self, name: str) -> str:
-        """Return how files call the weight that we call `name`, without a prefix."""
-        for ours, theirs in self.spelled.items():
-            name = name.replace(ours, theirs)
-        return name
 
 
 def load(model: nn.Module, source: str, names: Names, what: str) -> None:
@@ -65,7 +57,7 @@ def load(model: nn.Module, source: str, names: Names, what: str) -> None:
     """
     files = find(source, f"weights of {what!r}", names.files)
     held = Checkpoint(files)
-    own = {names.in_file(name): tensor for name, tensor in model.state_dict().items()}
+    own = model.state_dict()
     chosen = match({name: tensor.shape for name, tensor in own.items()}, held.shapes, names, f"{source}, for {what!r}")
     with torch.no_grad():
         for name, key in chosen.items():
@@ -76,7 +68,7 @@ def match(wanted: Shapes, found: Shapes, names: Names, where: str) -> dict[str, 
     """Return which name in a file stands for which of ours.
 
     Args:
-        wanted: our names, spelled as in files, and shapes.
+        wanted: our names and shapes.
         found: the file's names and shapes.
         names: how the file calls the weights.
         where: names the file, for errors.
