@@ -8,12 +8,13 @@ import pytest
 from pydantic import Field
 
 import adapter_root
+from medmvl.core.atomic import BusyError, only_writer
 from medmvl.core.config import Strict
 from medmvl.core.lookup import LookupNameError
 from medmvl.core.schema import Image
 from medmvl.data.adapters.base import Adapter, LayoutError
-from medmvl.data.adapters.table import ADAPTERS
-from medmvl.data.convert import Unpacked, convert
+from medmvl.data.adapters.table import ADAPTERS, adapter
+from medmvl.data.convert import Unpacked, choose, convert
 from medmvl.data.lines import StoreError
 from medmvl.data.rows import json_rows
 from medmvl.data.store import SampleStore, split_names, write_samples
@@ -113,8 +114,7 @@ def test_the_manifest_says_what_is_in_the_store_and_where_it_is_from(toy, tmp_pa
     assert convert(TOY, toy, tmp_path / "out").manifest["source"]["sha256"] != before
 
 
-def test_tasks_and_splits_are_chosen_by_either_name_and_the_store_is_replaced(toy, tmp_path):
-    convert(TOY, toy, tmp_path / "out")
+def test_tasks_and_splits_are_chosen_by_either_name(toy, tmp_path):
     done = convert(TOY, toy, tmp_path / "out", tasks=["vqa"], splits=["valid"])
     assert done.refused == 0 and not (tmp_path / "out/refused.jsonl").exists()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "val.index.npz", "val.jsonl"]
@@ -126,6 +126,58 @@ def test_tasks_and_splits_are_chosen_by_either_name_and_the_store_is_replaced(to
         convert("slak", toy, tmp_path / "out")
     with pytest.raises(ValueError, match=r"lowre.*did you mean 'lower'"):
         convert(TOY, toy, tmp_path / "out", options={"lowre": True})
+
+
+def test_splits_that_are_not_named_stay(toy, tmp_path):
+    out = tmp_path / "out"
+    whole = convert(TOY, toy, out).manifest
+    rows(toy, "valid", {"id": 1, "image": "a.png", "answer": "No"}, {"id": 2, "image": "a.png", "answer": "No"})
+    again = convert(TOY, toy, out, splits=["val"]).manifest
+    assert again["splits"]["train"] == whole["splits"]["train"] and again["splits"]["val"]["samples"] == 2
+    assert again["hash"] != whole["hash"] and again == SampleStore(out).manifest
+    assert (len(SampleStore(out, roots=[toy])), len(SampleStore(out, "val", roots=[toy]))) == (4, 2)
+    parquet = convert(TOY, toy, out, splits=["val"], form="parquet").manifest
+    assert len(SampleStore(out, "val", roots=[toy])) == 2 and split_names(out) == ["train", "val"]
+    assert not (out / "val.jsonl").exists() and parquet["splits"]["train"] == whole["splits"]["train"]
+    with pytest.raises(StoreError, match=r"holds the split\(s\) train, made by .*convert all splits together"):
+        convert(TOY, toy, out, splits=["val"], options={"lower": True})
+    assert sorted(convert(TOY, toy, out, options={"lower": True}).manifest["splits"]) == ["train", "val"]
+    (toy / "valid.jsonl").unlink()
+    with pytest.raises(LayoutError):
+        convert(TOY, toy, out)
+    assert split_names(out) == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("slake", ["validate", "test"], ["val", "test"]),
+        ("slake", ["validation"], ["val"]),
+        ("ct_rate", ["valid"], ["val"]),
+        ("mimic_cxr", ["validate"], ["val"]),
+        ("annotations", ["dev"], ["val"]),
+        ("pathvqa", ["validation"], ["val"]),
+        ("medqa", ["dev"], ["val"]),
+        ("m3d", ["validation", "train"], ["train", "val"]),
+    ],
+)
+def test_splits_have_the_data_sets_own_names_too(name, given, meant):
+    kind = adapter(name)
+    assert choose(kind.splits, given, "split", also=kind.splits) == meant
+
+
+def test_what_a_killed_conversion_left_goes_and_nobody_writes_beside(toy, tmp_path):
+    out = tmp_path / "out"
+    convert(TOY, toy, out)
+    for name in (".train.jsonl.x9_1", ".manifest.json.abc", "..train.shards.q", ".refused.jsonl.zz"):
+        (out / name).write_text("half")
+    (out / ".train.shards").mkdir()
+    (out / ".mine").write_text("kept")
+    convert(TOY, toy, out)
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".mine"]
+    with only_writer(out), pytest.raises(BusyError, match="another process is writing there"):
+        convert(TOY, toy, out)
+    convert(TOY, toy, out)
 
 
 def test_samples_without_media_can_be_refused(toy, tmp_path):

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # What a failing disk says to a writer; a caller that cannot find or open a file of its own meets other numbers.
@@ -18,6 +18,10 @@ _PLACE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, 
 
 class DiskFullError(OSError, ValueError):
     """Writing failed for want of space (or another operating-system reason); what was there before is untouched."""
+
+
+class BusyError(ValueError):
+    """Another process writes to the same folder."""
 
 
 @contextmanager
@@ -133,3 +137,33 @@ def _is_of_writing(error: OSError, path: Path) -> bool:
         return False
     failed, target = Path(error.filename).absolute(), path.absolute()
     return failed in (target, *target.parents) or str(failed).startswith(str(target.parent / f".{target.name}."))
+
+
+@contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Keep a folder to this process while it writes there; the lock ends with the process.
+
+    The folder is created, and removed again if nothing came into it.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    import fcntl
+
+    folder = Path(folder)
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise BusyError(f"{folder}: another process is writing there; wait for it, or choose another folder") from error
+    except OSError:
+        pass  # a network disk without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()

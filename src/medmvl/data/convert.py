@@ -4,14 +4,15 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from medmvl.core.atomic import atomic_file
+from medmvl.core.atomic import atomic_file, only_writer
 from medmvl.core.lookup import choices_text
 from medmvl.core.schema import Sample, SampleError, split_fragment
 from medmvl.data.adapters.base import Adapter, LayoutError
@@ -24,6 +25,7 @@ Missing = Literal["keep", "refuse"]
 _TOLD = 10  # refused samples, and missing media, that are spelt out
 _CLASSES = 50  # kinds of reasons that a manifest counts apart
 _OF_ONE_ROW = re.compile(r"'[^']*'|\"[^\"]*\"|[\[({].*[\])}]|/\S+|\d[\d,.]*")
+_LEFT = re.compile(r"\.\.?[\w-]+\.(jsonl|json|index\.npz|shards)(\.\w+)?")  # half-written files, by their names
 _HASHED = 2**30  # bytes of an official file whose content goes into the fingerprint
 _REMEMBERED = 10_000  # media whose presence is remembered
 
@@ -64,6 +66,8 @@ def convert(
 ) -> Conversion:
     """Make a store of a data set in its official layout; it replaces the store that was at `out`, once it is whole.
 
+    With `splits` only those are replaced; others that the same conversion made before stay.
+
     Args:
         name: of an adapter ("slake"), or a dotted path to one of your own.
         root: the data set as published.
@@ -77,17 +81,21 @@ def convert(
 
     Raises:
         LayoutError, TableError: the data set does not look as published.
-        StoreError: no sample can be used, or `out` holds something that is no store of this adapter.
+        StoreError: no sample can be used, or `out` holds something that is no store of this adapter, or splits that
+            would stay were made with other options.
+        BusyError: another process writes there.
         ValueError: an unknown name, task, split or option, with all known ones.
     """
     kind = adapter(name)
-    chosen = choose(kind.tasks, tasks, f"{kind.name}: task"), choose(kind.splits, splits, f"{kind.name}: split")
+    wanted_splits = choose(kind.splits, splits, f"{kind.name}: split", also=kind.splits)
+    chosen = choose(kind.tasks, tasks, f"{kind.name}: task"), wanted_splits
     if embed and form != "parquet":
         raise ValueError("media are embedded in Parquet shards only: add --form parquet")
     out = Path(out).absolute()
     check_free(out, kind.name)
-    unpacked = Unpacked(out)
-    source = kind(root, options, unpacked)
+    source = kind(root, options, unpacked := Unpacked(out))
+    made = _made_by(source, options or {})
+    others = _others(out, made, wanted_splits) if splits else {}
     media = _Media(out, "refuse" if embed else missing)
     origin: dict[str, Any] = {}
 
@@ -97,29 +105,41 @@ def convert(
         unpacked.settle()
         origin.update(fingerprint(source))
 
-    with Refusals(out / REFUSED) as refusals:
+    with only_writer(out), Refusals(out / REFUSED) as refusals:
+        _sweep(out)
         try:
             entries = write_splits(out, rows(), form, embed, refusals.add)
         except StoreError as error:
             raise StoreError(f"{source.root}: no sample can be used. {refusals.text() or error}") from error
-    manifest = write_manifest(out, _about(source, origin, out, options or {}, media, refusals), entries)
+        manifest = write_manifest(out, _about(source, made, origin, out, media, refusals), {**others, **entries})
     outside = None if embed else media.root(source.root)
     return Conversion(manifest, refusals.count, refusals.told, media.missing, media.absent, outside)
 
 
-def choose(known: Mapping[str, str], given: Sequence[str], what: str) -> list[str]:
-    """Return the keys that are meant: all, or those given by key or, where that is plain, by their value.
+def choose(known: Collection[str], given: Sequence[str], what: str, also: Mapping[str, str] = {}) -> list[str]:
+    """Return the keys that are meant, all if none is given.
+
+    Args:
+        known: all keys.
+        given: keys, or names that the data set itself uses.
+        what: for messages.
+        also: key -> the data set's own names, as people read them: "validate (validation in the HF copy)".
 
     Raises:
         ValueError: one is unknown; says the nearest and all.
     """
     chosen = []
     for one in given:
-        meant = [one] if one in known else [key for key, own in known.items() if one == own]
+        meant = [one] if one in known else [key for key, text in also.items() if one in _own_names(text)]
         if len(meant) != 1:
             raise ValueError(f"{what} {one!r} is unknown; {choices_text(one, known)}")
         chosen += meant
     return [key for key in known if not given or key in chosen]
+
+
+def _own_names(text: str) -> list[str]:
+    """Return the names in a text: what begins it, and what follows a comma, a parenthesis, "and" or "or"."""
+    return [piece.split()[0] for piece in re.split(r"[;,()]|\band\b|\bor\b", text) if piece.strip()]
 
 
 def check_free(out: Path, name: str) -> None:
@@ -137,6 +157,33 @@ def check_free(out: Path, name: str) -> None:
             f"{out} holds {own[0]}.jsonl and no manifest: no conversion wrote it, or one was stopped at its very end; "
             "choose another folder for the store, or remove the file"
         )
+
+
+def _made_by(source: Adapter, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": source.name, "version": source.version, "options": json.loads(json.dumps(dict(options)))}
+
+
+def _others(out: Path, made: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
+    """Return the entries of the splits at `out` that are not converted now, and stay.
+
+    Raises:
+        StoreError: they were made otherwise; together they would be no data set.
+    """
+    former = read_manifest(out)
+    others = {split: entry for split, entry in former.get("splits", {}).items() if split not in chosen}
+    if others and former.get("adapter") != made:
+        raise StoreError(
+            f"{out} holds the split(s) {', '.join(others)}, made by {former.get('adapter')}, while this is {made}; "
+            "convert all splits together, or choose another folder"
+        )
+    return others
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed conversion left half written; nobody else writes there now."""
+    for path in out.iterdir():
+        if _LEFT.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _samples(source: Adapter, tasks: Sequence[str], splits: Sequence[str]) -> Iterator[Sample | SampleError]:
@@ -307,9 +354,9 @@ def _write(path: Path, content: bytes) -> None:
 
 def _about(
     source: Adapter,
+    made: Mapping[str, Any],
     origin: Mapping[str, Any],
     out: Path,
-    options: Mapping[str, Any],
     media: _Media,
     refused: Refusals,
 ) -> dict[str, Any]:
@@ -321,7 +368,7 @@ def _about(
         "access": source.access,
         "credentialed": source.credentialed,
         "description": source.title,
-        "adapter": {"name": source.name, "version": source.version, "options": json.loads(json.dumps(dict(options)))},
+        "adapter": made,
         "source": dict(origin),
         "refused": {"samples": refused.count, "reasons": dict(refused.kinds.most_common())},
         "missing_media": media.missing,

@@ -1,6 +1,5 @@
 """Samples on disk: a folder with one JSONL file per split, or Parquet shards, and a manifest that counts them."""
 
-import codecs
 import hashlib
 import json
 import re
@@ -16,8 +15,9 @@ from medmvl.core.atomic import atomic_file
 from medmvl.core.log import get_logger
 from medmvl.core.lookup import choices_text
 from medmvl.core.schema import Sample, SampleError
-from medmvl.data.lines import LineReader, LineWriter, StoreError, decode, opened
+from medmvl.data.lines import LineReader, LineWriter, StoreError
 from medmvl.data.parquet import ShardReader, ShardWriter
+from medmvl.data.rows import BadRow, json_rows
 from medmvl.data.tally import Ids
 
 MANIFEST = "manifest.json"
@@ -154,8 +154,8 @@ def read_annotations(path: str | Path, root: str | Path | Sequence[str | Path], 
         split: given to samples that name none.
 
     Raises:
-        StoreError: names the file and line of broken JSON.
-        SampleError: a sample is wrong.
+        TableError: the file cannot be read, or ends too early.
+        SampleError: a sample is wrong, or its JSON is; names the place.
     """
     for sample in read_each(path, root, split):
         if isinstance(sample, SampleError):
@@ -167,29 +167,16 @@ def read_each(
     path: str | Path, root: str | Path | Sequence[str | Path], split: str = ""
 ) -> Iterator[Sample | SampleError]:
     """As `read_annotations`, but a wrong sample is yielded as its error, in its place."""
-    for row, place in _annotation_rows(Path(path)):
+    for row in json_rows(path):
+        if isinstance(row, BadRow):
+            yield SampleError(row.message, "?", row.place)
+            continue
         try:
-            sample = _sample(row, root, place)
+            sample = _sample(row.data, root, row.place)
         except SampleError as error:
             yield error
         else:
             yield sample if sample.split or not split else sample.model_copy(update={"split": split})
-
-
-def _annotation_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield each row with the place where it stands."""
-    with opened(path) as file:
-        first = next((line for line in file if line.strip()), b"")
-        file.seek(0)
-        if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-            places = ((line, f"{path}:{number}") for number, line in enumerate(file, start=1))
-            yield from ((decode(line, place), place) for line, place in places if line.strip())
-            return
-        try:
-            rows = json.load(file)
-        except ValueError as error:
-            raise StoreError(f"{path}: not valid JSON: {error}") from None
-    yield from ((row, f"item {number} of {path}") for number, row in enumerate(rows))
 
 
 class SampleStore(Sequence[Sample]):

@@ -110,8 +110,8 @@ def convert(
 
     Without NAME all data sets are listed; with NAME alone, its page is printed: the folder that is expected, tasks,
     splits, options, licence and how to get it. Rows that cannot be used are refused with their place, counted and
-    listed in OUT/refused.jsonl; the others go on. The store at OUT is replaced as a whole once the new one is written,
-    so name all tasks and splits that you want in it.
+    listed in OUT/refused.jsonl; the others go on. The store at OUT is replaced once the new one is whole; with --split
+    only those splits are, and the others stay.
 
     \b
     medmvl data convert
