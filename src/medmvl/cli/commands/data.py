@@ -202,7 +202,8 @@ def _print_conversion(done: "Conversion", out: Path) -> None:
         head = f"the media of {done.missing:,} samples are missing; the first:"
         typer.echo("\n  ".join([head, *done.absent]), err=True)
     if done.media_root is not None:
-        roots = f"run.data_roots='[{out.absolute().parent}, {done.media_root}]'"
+        folders = dict.fromkeys([out.absolute().parent, done.media_root])
+        roots = f"run.data_roots='[{', '.join(map(str, folders))}]'"
         typer.echo(f"the media stay in {done.media_root}: name it in the recipe, {roots}")
 
 
