@@ -13,8 +13,23 @@ _MONTH = (
 _YEAR, _DAY, _NUMBER = r"(?:19|20)\d\d", r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])"
 _BIG, _SMALL = "[A-ZÀ-ÖØ-Þ]", "[a-zß-öø-ÿ]"
 _WORD = rf"(?:{_BIG}\.\s*)*{_BIG}[\w'’-]*{_SMALL}[\w'’-]*"
-_NAME = rf"{_WORD}(?:\s+{_WORD}){{0,2}}"
-_FULL_NAME = rf"{_BIG}{_SMALL}[\w'’-]*,?\s+(?:{_BIG}\.\s*)?{_BIG}{_SMALL}[\w'’-]*"
+_OF = r"(?:(?:von|van|vom|zu|de|del|della|der|den|da|di|du|la|le)\s+){0,3}"
+_NAME = rf"{_OF}{_WORD}(?:\s+{_OF}{_WORD}){{0,2}}"
+_PERSON = rf"(?:{_BIG}['’])?{_BIG}{_SMALL}[\w'’-]{{0,40}}"
+_FULL_NAME = rf"{_PERSON},?\s+(?:{_BIG}\.\s*)?{_OF}{_PERSON}"
+_TITLE = (
+    r"(?:Drs?|Mr|Mrs|Ms|Prof|Doctor|Professor|Nurse|Herrn?|Frau|Mme|Mlle|Monsieur|Madame|Docteur|Sr|Sra|Srta|Señora?|"
+    r"Señorita|Dra|Sig|Signora?|Dott)\b\.?"
+)
+# "MD" is also mean diffusivity, and some diseases.
+_NO_DEGREE = r"(?!\w+\s+(?:Diffus|Anisotrop|Densit|Dystroph|Degenerat|Deviation|Dimension|Disease))"
+_DEGREE = r"(?:M\.\s?D\.|Ph\.?\s?D\.?|D\.O\.|R\.N\.|MBBS|MBChB|FRCR|FACR|FRCP|MD\b)"
+_UNIT = (
+    r"\s*(?:[kcdmnµμ]?m(?:\^?[23]|[²³])?|cc|ccm|[cdmnµμ]?[lL]|[kmnµμ]?g|[kMG]?Hz|HU|[kMGm]?Bq|[mcµμ]?Gy|mSv|[mµμ]?[sS]|min|"
+    r"IU|U|voxels?|pixels?|px|cells?|counts?|copies|platelets|leukocytes|images?|slices?|samples?|cases|patients|"
+    r"parameters|times|per)\b"
+)
+_GROUPED = rf"\d{{2,5}}(?:[ -]\d{{2,5}}){{2,4}}(?![\w%]|[.,]\d|{_UNIT})"
 
 # Case counts: "MR" is a modality and "MS" a disease, "Mr" and "Ms" are persons; "MAY" and "may" are no month.
 PATTERNS: dict[str, tuple[str, ...]] = {
@@ -26,6 +41,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         rf"(?<![\w]){_MONTH}\s+{_DAY}(?:st|nd|rd|th)?,?\s+{_YEAR}(?!\d)",
         rf"(?<![\d.\-/]){_DAY}(?:st|nd|rd|th)?(?:\s+of)?[\s-]+{_MONTH},?[\s-]+{_YEAR}(?!\d)",
         rf"(?<![\w]){_MONTH},?\s+{_YEAR}(?!\d)",
+        rf"(?<![\w]){_MONTH}\s+{_DAY}(?:st|nd|rd|th)?\b(?![.,:/-]\d|\s*[x×%]|{_UNIT})",
+        rf"(?<![\d.\-/]){_DAY}(?:st|nd|rd|th)?(?:\s+of)?[\s-]+{_MONTH}(?![\w])(?!\s+(?:be|have|represent|show|also)\b)",
         r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)",
         rf"{_YEAR}\s*年\s*{_NUMBER}\s*月(?:\s*{_DAY}\s*日)?",
     ),
@@ -36,13 +53,25 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     ),
     "number": (
         r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])",
-        r"(?i:\b(?:MRN|SSN|medical record(?: number| no\.?)?|accession(?: number| no\.?)?|(?:patient|hospital|case)"
-        r"(?: id| number| no\.))\b)\s*(?:is\b)?\s*[:#]?\s*[A-Z]{0,3}-?\d{4,}",
-        r"(?<![\w.,/+-])(?!\d*0000(?!\d))[A-Z]{0,3}\d{7,}(?![\w/%]|[.,]\d)",
+        r"(?i:\b(?:MRN|SSN|NHS|medical record|accession|"
+        r"(?:patient|hospital|case|record|insurance|chart)(?= (?:id|number|no\.)))"
+        r"(?: id| number| no\.?)?)\s*(?:is\b)?\s*[:#]?\s*[A-Z]{0,3}-?\d{4,}",
+        rf"(?i:\b(?:MRN|SSN|NHS|ID|number|no\.))\s*(?:is\b)?\s*[:#]?\s*{_GROUPED}",
+        r"\bID\s*(?:[:#]|\bis\b|\b[Nn]umber\b|\b[Nn]o\.)\s*[A-Z]{0,3}-?\d{4,}",
+        r"(?<![\w.,/+=-])(?<!HU )(?<!HU: )(?<!HU of )(?<!= )(?!\d*0000(?!\d))[A-Z]{0,3}\d{7,}"
+        rf"(?![\w/%]|[.,]\d|{_UNIT})",
         r"(?:病历号|住院号|身份证号?|检查号|患者编号)\s*[:：]?\s*\w{4,}",
     ),
+    "web address": (
+        r"(?i:\b(?:https?://|www\.))[^\s\d]{0,500}\d[^\s]{0,500}",
+        # Ten and more in front: "1.2.3.4" is rather the number of a section or of a version.
+        r"(?<![\w.])(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]\d)(?:\.(?:25[0-5]|2[0-4]\d|1?\d?\d)){3}(?![\w]|\.\d)",
+    ),
     "name": (
-        rf"\b(?:Dr|Drs|Mr|Mrs|Ms|Prof|Doctor|Professor|Nurse)\b\.?\s+{_NAME}",
+        rf"\b(?:{_TITLE}\s+){{1,3}}{_NAME}",
+        rf"(?i:\b(?:signed|signature|dictated|transcribed|radiologist|physician|attending|technologist))\s*[:=]\s*"
+        rf"{_FULL_NAME}",
+        rf"\b{_NO_DEGREE}{_PERSON}\s+(?:{_BIG}\.\s*)?{_OF}{_PERSON},\s*{_DEGREE}",
         rf"(?i:\b(?:patient(?:'s)?\s+name|name of (?:the )?patient|name))\s*[:=]\s*{_FULL_NAME}",
         rf"(?i:\b(?:dictated|signed|reviewed|interpreted|approved|transcribed|referred|reported|read)\s+by)\s*:?\s*"
         rf"{_FULL_NAME}",
@@ -60,7 +89,9 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 _COMPILED = [(kind, re.compile(pattern)) for kind, patterns in PATTERNS.items() for pattern in patterns]
 # Most texts hold none of these, and are done with one search.
 _TRIGGER = re.compile(
-    r"@|\d{4}|\d/\d|\^\w|\b(?:Drs?|Mrs?|Ms|Prof|Doctor|Professor|Nurse)\b|(?i:name|\bby\b)|姓名|\b(?:9\d|1[01]\d)|[号证]|\+\d"
+    rf"@|\d{{4}}|\d/\d|\d[ -]\d|\d\.\d+\.\d|\+\d|\b(?:9\d|1[01]\d)|\^\w|\b{_TITLE}|[号证]|姓名|"
+    r"(?i:name|\bby\b|https?:|www\.)|\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)|"
+    r"(?i:sign|dictat|transcri|radiologist|physician|attend|technol)\w*\s*[:=]|,\s*(?:M\.?\s?D|Ph|D\.O|R\.N|MB|FRC|FACR)"
 )
 
 
@@ -110,4 +141,9 @@ def _matches(text: str) -> Iterator[Identifier]:
 def _mask(text: str) -> str:
     """Return "J*** S***" for a name, "#/##/####" for a date; what leads to it ("MRN: ") is masked with it."""
     hidden = re.sub(r"\d", "#", text)
-    return re.sub(r"[^\W\d_]+", lambda word: word.group()[0] + "*" * min(3, len(word.group()) - 1), hidden)
+    return re.sub(r"[^\W\d_]+", lambda word: _mask_word(word.group()), hidden)
+
+
+def _mask_word(word: str) -> str:
+    stars = "*" * min(3, len(word) - 1)
+    return word[0] + stars if word[0] < "\u2e80" or not stars else "*" + stars  # a Chinese name starts with all of it
