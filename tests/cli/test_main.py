@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,23 @@ def test_every_verb_teaches_with_an_example(verb: str, capsys: pytest.CaptureFix
     assert main([verb, "--help"]) == 0
     assert f"medmvl {verb}" in capsys.readouterr().out.split("Usage:")[1].split("\n", 1)[1]
     assert hasattr(import_module(f"medmvl.cli.commands.{verb}"), "app")
+
+
+@pytest.mark.parametrize("words", [["data", "audit"], ["data", "deid"]])
+def test_ctrl_c_is_told(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "train.jsonl").write_text("{}")
+    monkeypatch.setattr("medmvl.data.audit.run.audit", pressed)
+    monkeypatch.setattr("medmvl.imaging.deid_files.files_of", pressed)
+    monkeypatch.setattr("medmvl.data.store.find_source", pressed)
+    given = {"audit": [str(tmp_path)], "deid": [str(tmp_path / "a"), str(tmp_path / "out")]}[words[-1]]
+    assert main([*words, *given]) == 130
+    assert capsys.readouterr().err.strip().splitlines() == ["medmvl data: stopped by Ctrl-C"]
 
 
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:

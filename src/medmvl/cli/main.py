@@ -15,6 +15,8 @@ VERBS = {
     "list": "recipes, templates, connectors, encoders, tasks, data sets, recipe schema",
 }
 USER_ERROR = 2
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C, as shells do: 128 and the number of the signal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +65,8 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
         app = import_module(f"medmvl.cli.commands.{verb}").app
         app(arguments, prog_name=f"medmvl {verb}")
     except SystemExit as leaving:
+        if leaving.code == _INTERRUPTED:
+            print(f"medmvl {verb}: stopped by Ctrl-C", file=sys.stderr)
         return leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
     except (ValueError, OSError) as error:
         if debug:
