@@ -89,7 +89,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 _COMPILED = [(kind, re.compile(pattern)) for kind, patterns in PATTERNS.items() for pattern in patterns]
 # Most texts hold none of these, and are done with one search.
 _TRIGGER = re.compile(
-    rf"@|\d{{4}}|\d/\d|\d[ -]\d|\d\.\d+\.\d|\+\d|\b(?:9\d|1[01]\d)|\^\w|\b{_TITLE}|[号证]|姓名|"
+    rf"@|\d{{4}}|\d/\d|\d\d[ -]\d\d|\d\.\d+\.\d|\+\d|\b(?:9\d|1[01]\d)|\^\w|\b{_TITLE}|[号证]|姓名|"
     r"(?i:name|\bby\b|https?:|www\.)|\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)|"
     r"(?i:sign|dictat|transcri|radiologist|physician|attend|technol)\w*\s*[:=]|,\s*(?:M\.?\s?D|Ph|D\.O|R\.N|MB|FRC|FACR)"
 )
