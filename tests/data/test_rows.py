@@ -5,13 +5,14 @@ import gzip
 import io
 import json
 import tracemalloc
+import zlib
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medmvl.data import json_stream
-from medmvl.data.rows import BadRow, Row, TableError, csv_rows, json_items, json_rows, parquet_rows
+from medmvl.data.rows import BadRow, Row, TableError, csv_names, csv_rows, json_items, json_rows, parquet_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 VALUE = st.recursive(
@@ -61,11 +62,11 @@ def test_a_list_jsonl_and_their_archives_hold_the_same_rows(tmp_path_factory, ob
 
 def test_rows_know_their_place(tmp_path):
     listed = write(tmp_path / "x.json", '[{"a": 1},\n {"a": 2}]')
-    assert [row.place for row in json_rows(listed)] == ["item 0 of x.json", "item 1 of x.json"]
+    assert [row.place for row in json_rows(listed)] == ["item 1 of x.json", "item 2 of x.json"]
     lined = write(tmp_path / "x.jsonl", '{"a": 1}\n\n{"a": 2}\n')
     assert [row.place for row in json_rows(lined)] == ["x.jsonl:1", "x.jsonl:3"]
     keyed = write(tmp_path / "k.json", '{"test": [{"a": 0}], "train": [{"a": 1}]}')
-    assert list(json_rows(keyed, key="train")) == [Row("item 0 of 'train' in k.json", {"a": 1})]
+    assert list(json_rows(keyed, key="train")) == [Row("item 1 of 'train' in k.json", {"a": 1})]
     assert next(iter(json_items(keyed))) == Row("k.json, 'test'", {"key": "test", "value": [{"a": 0}]})
 
 
@@ -87,7 +88,7 @@ def test_a_bad_item_loses_no_other(tmp_path, bad, chunk, monkeypatch):
     good = [b'{"id": 0, "b": "\\ud83d\\ude00"}', b'{"id": 1, "b": NaN}']
     listed = write(tmp_path / "x.json", b"[" + b" ,\n".join([good[0], bad, good[1]]) + b"]")
     lined = write(tmp_path / "x.jsonl", b"\n".join([good[0], bad, good[1]]))
-    for path, place in ((listed, "item 1 of x.json"), (lined, "x.jsonl:2")):
+    for path, place in ((listed, "item 2 of x.json"), (lined, "x.jsonl:2")):
         first, wrong, last = json_rows(path)
         assert (first.data, last.data) == ({"id": 0, "b": "\U0001f600"}, {"id": 1, "b": None})
         assert isinstance(wrong, BadRow) and wrong.place == place and BAD_ITEMS[bad] in wrong.message
@@ -159,7 +160,7 @@ def test_a_damaged_archive_is_an_error(tmp_path):
 
 
 def test_a_line_without_end_is_one_bad_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("medmvl.data.rows.LONGEST", 64)
+    monkeypatch.setattr("medmvl.data.rows._LONGEST_LINE", 64)
     path = write(tmp_path / "x.jsonl", '{"a": 1}\n{"a": "' + "x" * 500 + '"}\n{"a": 3}\n')
     first, wrong, last = json_rows(path)
     assert (first.data, last.data) == ({"a": 1}, {"a": 3}) and "longer than 64" in wrong.message
@@ -175,6 +176,106 @@ def test_a_list_is_read_in_bounded_memory_and_one_huge_item_is_refused(tmp_path,
     monkeypatch.setattr(json_stream, "LONGEST", 2**20)
     with pytest.raises(TableError, match="longer than 1,048,576 characters"):
         list(json_rows(write(tmp_path / "y.json", '["' + "x" * 2**22 + '"]')))
+
+
+BOMBS = {
+    "x.csv.gz": (b"a,b\n1,", b",2\n3,4\n"),
+    "quoted.csv.gz": (b'a,b\n1,"', b'",2\n3,4\n'),
+    "x.tsv.gz": (b"a\tb\n1\t", b"\n3\t4\n"),
+    "x.jsonl.gz": (b'{"a": 1}\n{"a": "', b'"}\n{"a": 3}\n'),
+    "x.json.gz": (b'[{"a": 1}, {"a": "', b'"}, {"a": 3}]'),
+}
+
+
+@pytest.fixture(scope="module")
+def bombs(tmp_path_factory):
+    """Archives of some hundred kilobytes, each with one line of 256 MiB in it."""
+    folder = tmp_path_factory.mktemp("bombs")
+    for name, (before, after) in BOMBS.items():
+        packer = zlib.compressobj(1, wbits=31)
+        middle = b"".join(packer.compress(b"x" * 2**20) for _ in range(256))
+        head = zlib.compressobj(1, wbits=31)
+        tail = zlib.compressobj(1, wbits=31)
+        parts = (head.compress(before) + head.flush(), middle + packer.flush(), tail.compress(after) + tail.flush())
+        write(folder / name, b"".join(parts))
+    return folder
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_line_that_unpacks_to_far_more_than_it_is_takes_no_memory(bombs, name):
+    tracemalloc.start()
+    try:
+        rows, told = [], ""
+        try:
+            rows += (json_rows if ".json" in name else csv_rows)(bombs / name)
+        except TableError as error:
+            told = str(error)
+        assert tracemalloc.get_traced_memory()[1] < 90 * 2**20
+    finally:
+        tracemalloc.stop()
+    if name == "x.jsonl.gz":
+        assert [type(row) for row in rows] == [Row, BadRow, Row] and rows[2].place == "x.jsonl.gz:3"
+    else:
+        where = "line 1: one value" if name == "x.json.gz" else "line 2"
+        assert f"{bombs / name}" in told and f"{where} is longer than" in told
+
+
+def test_a_plain_line_that_no_table_has_is_told_with_its_number(tmp_path):
+    path = write(tmp_path / "x.csv", "a,b\n1,2\n3," + "x" * 5 * 2**20 + "\n5,6\n")
+    rows, told = until_error(csv_rows(path))
+    assert [row.data for row in rows] == [{"a": "1", "b": "2"}] and "line 3 is longer than 4,194,304" in told
+    longest = write(tmp_path / "y.csv", 'a,b\n"' + "line\n" * 400_000 + '",2\n')
+    assert len(next(csv_rows(longest)).data["a"]) == 2_000_000
+
+
+@pytest.mark.parametrize("lines", [3, 3_000, 120_000])
+@pytest.mark.parametrize("ending", ["", 'z.png,"closed, after all",1', 'z.png,5" wide,1'])
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.tsv"])
+def test_a_stray_quote_never_swallows_rows_in_silence(tmp_path, lines, ending, name):
+    """However long the file is, and wherever the next quote stands."""
+    middle = "".join(f"images/patient{n:07}/scan.png,What is to be seen here?,{n}\n" for n in range(lines))
+    content = f'image,question,answer\nfirst.png,q,a\nb.png,"q,a\n{middle}{ending}\n'
+    delimiter = "\t" if ".tsv" in name else ","
+    content = content.replace(",", delimiter).encode()
+    path = write(tmp_path / name, gzip.compress(content, 1) if ".gz" in name else content)
+    rows, told = until_error(csv_rows(path, delimiter=delimiter))
+    assert len(rows) == 1 and f"{path}: a quote opened on line 3 is" in told and "by mistake" in told
+
+
+def test_a_row_of_several_lines_with_other_cells_tells_how_far_it_reaches(tmp_path):
+    _, wrong, last = csv_rows(write(tmp_path / "x.csv", 'a,b\n1,2\n"q,3\n4,5\n6"\n7,8\n'))
+    assert wrong.place == "x.csv:3" and "its quotes reach to line 5" in wrong.message and last.place == "x.csv:6"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "read"),
+    [
+        ("x.json", "[]", json_rows),
+        ("x.json.gz", gzip.compress(b"[ ]"), json_rows),
+        ("x.csv", "a,b\n", csv_rows),
+        ("under.json", '{"train": []}', lambda path: json_rows(path, "train")),
+    ],
+)
+def test_a_file_without_rows_is_told(tmp_path, caplog, name, content, read):
+    path = write(tmp_path / name, content)
+    with caplog.at_level("WARNING"):
+        assert list(read(path)) == []
+    assert f"{path}: holds no rows" in caplog.text
+
+
+def test_an_empty_table_says_so_and_names_no_columns_that_nobody_asked_for(tmp_path):
+    with pytest.raises(TableError, match=r"is empty; a table was expected$"):
+        list(csv_rows(write(tmp_path / "x.csv", "")))
+    with pytest.raises(TableError, match=r"is empty; a table with the columns a, b was expected$"):
+        list(csv_rows(tmp_path / "x.csv", ("a", "b")))
+
+
+@pytest.mark.parametrize("other", [";", "\t", "|"])
+def test_another_separator_is_told(tmp_path, other):
+    path = write(tmp_path / "x.csv", f"image{other}question{other}answer, if any\n")
+    with pytest.raises(TableError, match=r"lacks the column.*the separator looks like"):
+        list(csv_rows(path, ["image"]))
+    assert csv_names(path, other) == ["image", "question", "answer, if any"]
 
 
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=8)

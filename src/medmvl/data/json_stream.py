@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 LONGEST = 32 * 2**20
-"""Characters of one value of a list or object, or of one line: an annotation has some thousands."""
+"""Characters of one value of a list or object: an annotation has some thousands."""
 
-_CHUNK = 2**20  # bytes
+_CHUNK, _LARGEST_CHUNK = 2**20, 4 * 2**20  # bytes
 _SOLID = re.compile(r"[^ \t\r\n]")
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?P<closed>"?)|[\[\]{}]', re.DOTALL)
 _BARE = re.compile(r"[^\s,\]}]*")
@@ -166,13 +166,13 @@ class Window:
         return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _TOKEN
 
     def _more(self) -> bool:
-        """Drop what is read and read on, twice as much for a value that did not fit; return False at the end."""
+        """Drop what is read and read on, more for a value that did not fit; return False at the end."""
         rest = self._text[self._at :]
         if len(rest) > LONGEST:
             raise self._wrong(f"one value is longer than {LONGEST:,} characters")
         self._line += self._text.count("\n", 0, self._at)
         try:
-            chunk = self._file.read(max(_CHUNK, len(rest)))
+            chunk = self._file.read(max(_CHUNK, min(len(rest), _LARGEST_CHUNK)))
         except (OSError, EOFError, zlib.error) as error:
             raise self._wrong(f"the file is damaged or cut off ({error})") from error
         self._ended = not chunk
@@ -202,6 +202,8 @@ def checked(value: Any, raw: str) -> Any:
 
 def is_text(text: str) -> bool:
     """Whether a text is made of characters alone, without halves of pairs and bytes that were none."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

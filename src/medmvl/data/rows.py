@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from medmvl.core.log import get_logger
 from medmvl.core.lookup import choices_text
-from medmvl.data.json_stream import LONGEST, Decoder, JsonError, Unusable, Window, checked, is_doubtful, is_text
+from medmvl.data.json_stream import Decoder, JsonError, Unusable, Window, checked, is_doubtful, is_text
 
 _CHUNK = 2**20  # bytes
-_LONGEST_CELL = 16 * 2**20  # characters; a report has some thousands
+_LONGEST_ROW = 4 * 2**20  # characters of a row of CSV; a report has some thousands
+_LONGEST_LINE = 16 * 2**20  # bytes of a line of JSONL; a long conversation has some thousands
+_LONGEST_CELL = 16 * 2**20  # characters of a cell of Parquet, which is in memory already
+_SEPARATORS = (",", ";", "\t", "|")
 _LARGEST_FILE = 512 * 2**20  # bytes of a medium inside a table
 _LARGEST_UNPACKED, _MOST_PACKED = 2**30, 200  # bytes of a Parquet column chunk, and how often smaller it may be stored
 _BATCH = 64  # rows of Parquet in memory; each may hold a picture
@@ -77,57 +81,138 @@ def csv_rows(path: str | Path, columns: Sequence[str] = (), delimiter: str = ","
         delimiter: between two cells.
 
     Raises:
-        TableError: no such file, a missing column (with those there are), one that occurs twice, or a file that ends
-            too early: in the middle of its archive, or inside quotes.
+        TableError: no such file, a missing column (with those there are), one that occurs twice, a file that ends in
+            the middle of its archive, a quote that is not closed as it should be, or a line that no table has.
+    """
+    path, count = Path(path), 0
+    with _opened(path) as file:
+        lines = _Lines(path, file, delimiter)
+        names = _header(path, lines, columns, delimiter)
+        while (row := lines.row(names)) is not None:
+            if row is not _BLANK:
+                count += 1
+                yield row
+    tell_empty(path, count)
+
+
+def csv_names(path: str | Path, delimiter: str = ",") -> list[str]:
+    """Return the columns of a CSV file.
+
+    Raises:
+        TableError: as for `csv_rows`.
     """
     path = Path(path)
     with _opened(path) as file:
+        return _header(path, _Lines(path, file, delimiter), (), delimiter)
+
+
+class _Lines:
+    """The lines of a table on their way to the csv reader, as long as they make rows that a table can have.
+
+    A quote by mistake swallows line after line until the next one. Which lines were meant to be rows of their own
+    nobody can tell then, so that the file is refused, whatever its size.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, delimiter: str) -> None:
+        self._path, self._text = path, _decoded(file)
+        self._first, self._last, self._size = 1, 0, 0  # lines of the row so far, and its characters
         # Strict: a quote within a cell would silently shift all cells behind it.
-        reader = csv.reader(_decoded(file), delimiter=delimiter, strict=True)
-        csv.field_size_limit(_LONGEST_CELL)
-        names = _header(path, reader, columns)
-        while True:
-            place = f"{path.name}:{reader.line_num + 1}"
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                if "unexpected end of data" in str(error):
-                    raise TableError(
-                        f"{path}: a quote opened on line {place.rpartition(':')[2]} is never closed; the file is cut "
-                        "off (get it again), or the quote stands there by mistake"
-                    ) from None
-                yield BadRow(place, f"cannot be read: {error}")
-                continue
-            except (OSError, EOFError, zlib.error) as error:
-                raise TableError(f"{path}: damaged or cut off after {place}: {error}; get the file again") from error
-            if cells is None:
-                return
-            if any(cells):
-                yield _cells(place, names, cells)
+        self._reader = csv.reader(self, delimiter=delimiter, strict=True)
+        csv.field_size_limit(_LONGEST_ROW)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(_LONGEST_ROW)
+        if not line:
+            raise StopIteration
+        self._last += 1
+        self._size += len(line)
+        if self._size < _LONGEST_ROW:
+            return line
+        if self._last > self._first:
+            raise self._unclosed(f"is not closed within {_LONGEST_ROW:,} characters")
+        raise TableError(
+            f"{self._path}: line {self._last} is longer than {_LONGEST_ROW:,} characters; no row of a table is"
+        )
+
+    def cells(self) -> list[str] | None:
+        """Return the cells of the next row, None at the end.
+
+        Raises:
+            csv.Error: its one line is wrong.
+        """
+        self._first, self._size = self._last + 1, 0
+        try:
+            return next(self._reader, None)
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise self._unclosed("is never closed; the file is cut off (get it again)") from None
+            if self._last > self._first:
+                raise self._unclosed(f"is closed within a cell on line {self._last} ({error})") from None
+            raise
+
+    def row(self, names: Sequence[str]) -> Row | BadRow | None:
+        """Return the next row, `_BLANK` for an empty line, None at the end."""
+        try:
+            cells = self.cells()
+        except csv.Error as error:
+            return BadRow(self._place, f"cannot be read: {error}")
+        except (OSError, EOFError, zlib.error) as error:
+            told = f"damaged or cut off after {self._place}: {error}; get the file again"
+            raise TableError(f"{self._path}: {told}") from error
+        if cells is None:
+            return None
+        return self._checked(names, cells) if any(cells) else _BLANK
+
+    @property
+    def _place(self) -> str:
+        return f"{self._path.name}:{self._first}"
+
+    def _checked(self, names: Sequence[str], cells: Sequence[str]) -> Row | BadRow:
+        if len(cells) != len(names):
+            quoted = f"; its quotes reach to line {self._last}" if self._last > self._first else ""
+            told = f"has {len(cells)} cells, but the header names {len(names)} columns{quoted}"
+            return BadRow(self._place, told)
+        if not is_text("".join(cells)):
+            return BadRow(self._place, "is no valid UTF-8; save the file as UTF-8")
+        if any("\0" in cell for cell in cells):
+            return BadRow(self._place, "holds a zero byte; the file is damaged, or no UTF-8")
+        return Row(self._place, dict(zip(names, cells, strict=True)))
+
+    def _unclosed(self, state: str) -> TableError:
+        told = f"a quote opened on line {self._first} {state}"
+        return TableError(f'{self._path}: {told}, or stands there by mistake: remove it, or write "" for it')
 
 
-def _header(path: Path, reader: Iterator[list[str]], columns: Sequence[str]) -> list[str]:
+_BLANK = BadRow("", "")
+
+
+def _header(path: Path, lines: _Lines, columns: Sequence[str], delimiter: str) -> list[str]:
     try:
-        header = next(reader, None)
+        header = lines.cells()
     except (csv.Error, OSError, EOFError, zlib.error) as error:
         raise TableError(f"{path}: its first line cannot be read: {error}") from error
     if header is None:
-        raise TableError(f"{path}: the file is empty; a table with the columns {', '.join(columns)} was expected")
+        wanted = f" with the columns {', '.join(columns)}" if columns else ""
+        raise TableError(f"{path}: the file is empty; a table{wanted} was expected")
     if not is_text("".join(header)) or any("\0" in name for name in header):
         raise TableError(f"{path}: its first line is no valid UTF-8; save the file as UTF-8")
     names = [name.strip() for name in header]
-    check_columns(path, names, columns)
+    try:
+        check_columns(path, names, columns)
+    except TableError as error:
+        other = other_separator(names, delimiter)
+        raise TableError(f"{error}; the separator looks like {other!r}") if other else error from None
     return names
 
 
-def _cells(place: str, names: Sequence[str], cells: Sequence[str]) -> Row | BadRow:
-    if len(cells) != len(names):
-        return BadRow(place, f"has {len(cells)} cells, but the header names {len(names)} columns")
-    if not is_text("".join(cells)):
-        return BadRow(place, "is no valid UTF-8; save the file as UTF-8")
-    if any("\0" in cell for cell in cells):
-        return BadRow(place, "holds a zero byte; the file is damaged, or no UTF-8")
-    return Row(place, dict(zip(names, cells, strict=True)))
+def other_separator(names: Sequence[str], delimiter: str) -> str:
+    """Return what more likely stands between the columns of a table than `delimiter`, by its header; "" for nothing."""
+    counts = {one: sum(name.count(one) for name in names) for one in _SEPARATORS if one != delimiter}
+    likely = max(counts, key=counts.__getitem__)
+    return likely if counts[likely] >= len(names) else ""
 
 
 def check_columns(path: Path, names: Sequence[str], columns: Sequence[str]) -> None:
@@ -170,6 +255,7 @@ def parquet_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iter
                 number += len(batch)
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{path}: cannot be read: {error}") from error
+    tell_empty(path, number)
 
 
 def arrow_rows(path: str | Path) -> Iterator[Row | BadRow]:
@@ -190,6 +276,7 @@ def arrow_rows(path: str | Path) -> Iterator[Row | BadRow]:
                 number += len(batch)
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{path}: cannot be read: {error}") from error
+    tell_empty(path, number)
 
 
 def hub_features(path: str | Path) -> dict[str, Any]:
@@ -269,35 +356,54 @@ def _check_bomb(path: Path, metadata: Any) -> None:
                 )
 
 
-def json_rows(path: str | Path, key: str = "") -> Iterator[Row | BadRow]:
+def json_rows(path: str | Path, key: str = "", may_be_empty: bool = False) -> Iterator[Row | BadRow]:
     """Yield the objects of a JSON list or of a JSONL file, plain or gzipped, one by one.
 
-    Only a window of the file is in memory. NaN counts as null. Places count from 0 in lists ("item 17 of x.json"), and
-    lines in JSONL ("x.jsonl:17").
+    Only a window of the file is in memory. NaN counts as null. Places count from 1: items of lists ("item 17 of
+    x.json") and lines of JSONL ("x.jsonl:17").
 
     Args:
         path: the file.
         key: the file is one object, and the list stands under this key ({"train": [...], "test": [...]}).
+        may_be_empty: that there is nothing in it is not worth a warning.
 
     Raises:
         TableError: no such file, no JSON, no such key (with those there are); or, after the rows before that place, a
             file that is damaged or cut off.
     """
-    path = Path(path)
+    path, count = Path(path), 0
+    for row in _json_rows(path, key):
+        count += 1
+        yield row
+    if not may_be_empty:
+        tell_empty(path, count, key)
+
+
+def _json_rows(path: Path, key: str) -> Iterator[Row | BadRow]:
     with _opened(path) as file, _as_table_error(path):
         window = Window(path, file)
         first = window.next()
         if key:
             yield from _list_under(key, path, window)
         elif first == "[":
-            for number, item in enumerate(window.items()):
-                yield _row(f"item {number} of {path.name}", item)
+            yield from _items(window, path.name)
             window.end()
         elif first == "{" or (first and ".jsonl" in path.name):
             file.seek(0)
             yield from _lines(path, file)
         else:
             raise TableError(f"{path}: {_no_list(first)}")
+
+
+def _items(window: Window, where: str) -> Iterator[Row | BadRow]:
+    for number, item in enumerate(window.items(), start=1):
+        yield _row(f"item {number} of {where}", item)
+
+
+def tell_empty(path: Path, count: int, key: str = "") -> None:
+    """Warn where a file of samples holds none."""
+    if not count:
+        get_logger(__name__).warning("%s: holds no rows%s", path, f" under {key!r}" if key else "")
 
 
 def json_items(path: str | Path) -> Iterator[Row | BadRow]:
@@ -322,8 +428,7 @@ def _list_under(key: str, path: Path, window: Window) -> Iterator[Row | BadRow]:
     for name in window.members():
         keys.append(str(name))
         if name == key:
-            for number, item in enumerate(window.items()):
-                yield _row(f"item {number} of {key!r} in {path.name}", item)
+            yield from _items(window, f"{key!r} in {path.name}")
         else:
             window.skip()
     window.end()
@@ -334,13 +439,13 @@ def _list_under(key: str, path: Path, window: Window) -> Iterator[Row | BadRow]:
 def _lines(path: Path, file: BinaryIO) -> Iterator[Row | BadRow]:
     decoder = Decoder()
     number = 0
-    while line := file.readline(LONGEST):
+    while line := file.readline(_LONGEST_LINE):
         number += 1
         place = f"{path.name}:{number}"
-        if len(line) == LONGEST and not line.endswith(b"\n"):
-            yield BadRow(place, f"the line is longer than {LONGEST:,} bytes")
+        if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+            yield BadRow(place, f"the line is longer than {_LONGEST_LINE:,} bytes")
             while line and not line.endswith(b"\n"):
-                line = file.readline(LONGEST)
+                line = file.readline(_CHUNK)
         elif line.strip():
             if number == 1 and line.removeprefix(codecs.BOM_UTF8).strip() == b"{":
                 raise TableError(f"{path}: is one JSON object; a list of objects was expected, or JSONL")

@@ -48,7 +48,7 @@ def test_every_form_becomes_the_same_kind_of_sample(root):
 def test_mistakes_name_their_place_and_sample(root):
     wrong = [one for one in read(root.path, **root.options) if isinstance(one, SampleError)]
     assert [(error.path, error.sample_id) for error in wrong] == [
-        (f"item {place} of train.json", name) for place, name in ((4, "few"), (5, "out"), (6, "mute"), (8, "strange"))
+        (f"item {place} of train.json", name) for place, name in ((5, "few"), (6, "out"), (7, "mute"), (9, "strange"))
     ]
     told = ("shows <image> 2 times, but 1 image paths", "leaves the given folders", "messages", "'holdout' is unknown")
     assert all(words in error.message for words, error in zip(told, wrong, strict=True))
@@ -122,7 +122,7 @@ def test_rows_that_share_an_id_or_have_none_get_one(tmp_path):
     adapter = Annotations(tmp_path)
     for _ in range(2):  # reading again changes nothing
         assert [one.id for one in adapter.samples("train", ["chat"])] == [
-            "0", "1", "0-2", "0-3", "0-2-2", "train/item 5 of train.json",
+            "0", "1", "0-2", "0-3", "0-2-2", "train/item 6 of train.json",
         ]  # fmt: skip
         assert [one.id for one in adapter.samples("test", ["chat"])] == ["test-0", "2", "test-0-2"]
 

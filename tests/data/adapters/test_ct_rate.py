@@ -198,7 +198,7 @@ def test_a_bad_item_is_refused_alone(root, change, told) -> None:
     data.insert(0, roots.item("long_answer_7", "valid_1_a_1", roots.turn("<image>\nWhat?", "This.")) | change)
     path.write_text(json.dumps(data))
     samples, (error,) = _read(root, "val", "long")
-    assert len(samples) == 3 and told in error.message and error.path == "item 0 of valid_vqa.json"
+    assert len(samples) == 3 and told in error.message and error.path == "item 1 of valid_vqa.json"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_bad_text_is_refused(root, content, told) -> None:
     path = root / "M3D_Cap_npy/ct_quizze/000002/text.txt"
     path.unlink() if content is None else path.write_bytes(content)
     samples, (error,) = _read(root, "val", "caption")
-    assert not samples and told in error.message and error.path == "item 0 of 'validation' in M3D_Cap.json"
+    assert not samples and told in error.message and error.path == "item 1 of 'validation' in M3D_Cap.json"
 
 
 def test_test_sets_are_chosen(root) -> None:

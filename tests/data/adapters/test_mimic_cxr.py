@@ -214,7 +214,7 @@ def test_r2gen(tmp_path) -> None:
     assert [sample.answer for sample in samples] == ["Lungs of 50000002 are clear.", "Lungs of 50000003 are clear."]
     assert samples[0].meta.patient == "10000001" and samples[0].id == f"{roots.dicom_id('b1')}-report"
     assert [(error.path, error.message.split(";")[0]) for error in refused][1] == (
-        "item 1 of 'train' in annotation.json",
+        "item 2 of 'train' in annotation.json",
         "field 'report' is missing",
     )
     assert "leaves" in refused[0].message

@@ -45,7 +45,7 @@ def test_rich_rows(tmp_path, top) -> None:
     assert (seen.answer, seen.meta.answer_type, seen.meta.choices) == ("yes", "closed", ("yes", "no"))
     assert number.meta.answer_type == "open"
     assert [(error.path, error.message.split(";")[0]) for error in refused[:1]] == [
-        ("item 3 of train_vqa.pkl", "field 'sent' is missing")
+        ("item 4 of train_vqa.pkl", "field 'sent' is missing")
     ]
     assert "leaves" in refused[1].message and "essay" in refused[2].message and "no dict" in refused[3].message
     # what the data set calls open stays open, whatever the answer

@@ -183,8 +183,8 @@ def test_uni_meds_prepared_folders(tmp_path) -> None:
     assert {PurePosixPath(sample.media_key[0]).stem for sample in samples} == {roots.BODY, "0001"}
     assert samples[-1].meta.patient == "Totalsegmentator_dataset/s0011--with--dashes" and rec.meta.patient == ""
     assert [error.path for error in refused] == [
-        "item 1 of regions_small_test/ct/0001.json",
-        f"item 1 of regions_small_test/ct/{roots.BODY}.json",
+        "item 2 of regions_small_test/ct/0001.json",
+        f"item 2 of regions_small_test/ct/{roots.BODY}.json",
     ]
     (root / "regions_small_test/ct/0001.json").write_text("{")
     samples, refused = _read(root, "test", "rec")

@@ -42,16 +42,16 @@ def test_a_row_becomes_a_question(root) -> None:
     # closed is what the data set calls so, not what is answered by yes or no
     assert (lung.answer, lung.meta.answer_type, lung.meta.choices) == ("Lung", "closed", ())
     places = {error.path: error.message for error in refused}
-    assert "field 'question' is missing" in places["item 3 of train.json"]
-    assert "'answer' is empty" in places["item 4 of train.json"]
-    assert "leaves" in places["item 5 of train.json"]
+    assert "field 'question' is missing" in places["item 4 of train.json"]
+    assert "'answer' is empty" in places["item 5 of train.json"]
+    assert "leaves" in places["item 6 of train.json"]
 
 
 def test_chinese_rows_stay_out_of_other_splits(root) -> None:
     samples, refused = _read(root, "train", "vqa", languages="both")
     assert [sample.meta.model_extra["q_lang"] for sample in samples] == ["en", "en", "en", "zh"]
     (leak,) = [error for error in refused if "left out" in error.message]
-    assert "xmlab4 belongs to test" in leak.message and leak.path == "item 7 of train.json"
+    assert "xmlab4 belongs to test" in leak.message and leak.path == "item 8 of train.json"
     ids = {sample.meta.model_extra["qid"]: sample.id for sample in samples}
     for language in ("en", "zh"):  # one question has one id, whatever is read beside it
         for sample in _read(root, "train", "vqa", languages=language)[0]:
@@ -95,7 +95,7 @@ def test_boxes(root) -> None:
     assert [sample.media_key for sample in samples] == [samples[0].media_key] * 6
     _, refused = _read(root, "train", "rec")
     assert [(error.path, "width, height" in error.message) for error in refused] == [
-        ("item 0 of imgs/xmlab2/detection.json", True)
+        ("item 1 of imgs/xmlab2/detection.json", True)
     ]
 
 

@@ -29,7 +29,7 @@ def test_rows(tmp_path) -> None:
     assert yes.meta.study.endswith("synpic1")
     extra = yes.meta.model_extra
     assert (extra["qid"], extra["phrase_type"], extra["image_organ"]) == ("0", "freeform", "HEAD")
-    assert [error.path for error in refused] == [f"item {n} of VQA_RAD Dataset Public.json" for n in (6, 7, 8)]
+    assert [error.path for error in refused] == [f"item {n} of VQA_RAD Dataset Public.json" for n in (7, 8, 9)]
     assert "sonnet" in refused[1].message and "leaves" in refused[2].message
 
 

@@ -289,7 +289,7 @@ def _masks(folder: Path, split: str) -> Iterator[Row | BadRow]:
     names, items = whole.get("labels"), whole.get(split)
     if not isinstance(names, dict) or not isinstance(items, list):
         raise TableError(f'{file}: has no object "labels" and list {split!r}; it has {", ".join(whole) or "nothing"}')
-    for number, item in enumerate(items):
+    for number, item in enumerate(items, start=1):
         place = f"item {number} of {split!r} in {file.name}"
         yield Row(place, {**item, "names": names}) if isinstance(item, dict) else BadRow(place, "is no object")
 

@@ -12,7 +12,7 @@ from medmvl.core.schema import Image, Sample, SampleError
 from medmvl.data.adapters.base import Adapter
 from medmvl.data.adapters.embedded import is_copy, questions, yes_no
 from medmvl.data.pickles import read_pickle
-from medmvl.data.rows import BadRow, Row, TableError
+from medmvl.data.rows import BadRow, Row, TableError, tell_empty
 
 _TYPES = {"yes/no": "closed", "other": "open", "number": "open"}
 
@@ -105,6 +105,7 @@ def _items(file: Path) -> Iterator[Row | BadRow]:
     items = read_pickle(file)
     if not isinstance(items, list):
         raise TableError(f"{file}: holds a {type(items).__name__}; a list of questions is expected")
-    for number, item in enumerate(items):
+    tell_empty(file, len(items))
+    for number, item in enumerate(items, start=1):
         place = f"item {number} of {file.name}"
         yield Row(place, item) if isinstance(item, dict) else BadRow(place, f"is no dict but a {type(item).__name__}")

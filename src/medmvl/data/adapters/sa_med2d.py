@@ -341,13 +341,13 @@ def _regions(folder: Path) -> Iterator[Row | BadRow]:
     for file in sorted(folder.glob("*/*.json")):
         modality, place = file.parent.name, f"{folder.name}/{file.parent.name}/{file.name}"
         try:
-            rows = list(json_rows(file))
+            rows = list(json_rows(file, may_be_empty=True))
         except TableError as error:
             yield BadRow(place, str(error))
             continue
         for number, row in enumerate(rows):
             if isinstance(row, BadRow):
-                yield BadRow(f"item {number} of {place}", row.message)
+                yield BadRow(f"item {number + 1} of {place}", row.message)
             else:
                 data = {"object": row.data, "number": number, "stem": file.stem, "modality": modality}
-                yield Row(f"item {number} of {place}", data)
+                yield Row(f"item {number + 1} of {place}", data)

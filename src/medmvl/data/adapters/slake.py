@@ -120,12 +120,12 @@ imgs/xmlab1/detection.json     [{"Liver": [x, y, width, height]}, ...]
         """Yield {"object", "box", "number"} of each entry of a detection.json."""
         name = f"imgs/{folder}/detection.json"
         try:
-            rows = list(json_rows(self.path(name)))
+            rows = list(json_rows(self.path(name), may_be_empty=True))
         except ValueError as error:
             yield BadRow(name, str(error))
             return
         for number, row in enumerate(rows):
-            place = f"item {number} of {name}"
+            place = f"item {number + 1} of {name}"
             if isinstance(row, BadRow):
                 yield BadRow(place, row.message)
             elif len(row.data) != 1:
