@@ -35,6 +35,16 @@ def test_convert_and_inspect(work: Path, store: Path, capsys: pytest.CaptureFixt
     assert sheet.stat().st_size > 1000
 
 
+def test_inspect_shows_the_split_there_is(
+    work: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "only").mkdir()
+    shutil.copy(store / "train.jsonl", tmp_path / "only" / "val.jsonl")
+    command = ["data", "inspect", f"{tmp_path}/only", "--out", f"{tmp_path}/sheet.png", "--root", f"{work}/images"]
+    assert main(command) == 0
+    assert "val.jsonl: 24 samples" in capsys.readouterr().out and (tmp_path / "sheet.png").exists()
+
+
 def test_inspect_says_what_there_is(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "inspect", str(store), "--split", "tset"]) == 2
     assert "train" in capsys.readouterr().err

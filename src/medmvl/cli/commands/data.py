@@ -210,7 +210,7 @@ def _print_conversion(done: "Conversion", out: Path) -> None:
 @app.command()
 def inspect(
     source: Annotated[str, typer.Argument(help="A store's folder, or its name in data/.")],
-    split: Annotated[str, typer.Option(help="Which split.")] = "train",
+    split: Annotated[str | None, typer.Option(help="Which split; default: train, or what there is.")] = None,
     out: Annotated[Path, typer.Option(help="Contact sheet to write (PNG).")] = Path("contact_sheet.png"),
     samples: Annotated[int, typer.Option("-n", help="Images on the sheet.")] = 12,
     root: Annotated[list[Path] | None, typer.Option(help="Further folder that images may lie in.")] = None,
@@ -221,9 +221,11 @@ def inspect(
     medmvl data inspect data/brain_atlas --split test --out sheet.png -n 20
     """
     from medmvl.data.inspect import contact_sheet
-    from medmvl.data.store import SampleStore, find_source
+    from medmvl.data.store import SampleStore, find_source, split_names
 
     found = find_source(source, ["data"])
+    there = split_names(found.folder)
+    split = split or ("train" if "train" in there or not there else there[0])
     store = SampleStore(found.folder, split, found.tasks, roots=root or [])
     contact_sheet(store, out, samples)
     if store.manifest:
