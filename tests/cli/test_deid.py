@@ -1,11 +1,15 @@
 """`medmvl data deid`: what it writes, what it says, and that neither names a patient."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit
 
 from dicom_files import dataset, save
 from medmvl.cli.main import main
@@ -109,3 +113,30 @@ def test_mistakes(
     assert run(*(word if word.startswith("--") else tmp_path / word for word in words)) != 0
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("out/**/*.dcm"))
+
+
+def with_comment(comment: bytes) -> bytes:
+    """A JPEG whose first segment is a comment, as a DICOM item."""
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS.astype(np.uint8)).save(stream, "JPEG")
+    packed = stream.getvalue()
+    segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment if comment else b""
+    return encapsulate([packed[:2] + segment + packed[2:]])
+
+
+def test_a_comment_inside_the_pixels_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    for number, comment in enumerate([b"", b"SECRET JANE"]):
+        data = dataset(PIXELS.astype(np.uint8), JPEGBaseline8Bit, StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.9")
+        data.PixelData = with_comment(comment)
+        data["PixelData"].is_undefined_length = True
+        save(folder / f"{number}.dcm", data)
+    assert run(folder, tmp_path / "out", "--report", tmp_path / "report.json") == 0
+    said = capsys.readouterr()
+    assert "1 files with a comment inside their pixel data" in said.out
+    assert "file 1: holds a comment inside its pixel data: look at it" in said.err
+    assert "file 0" not in said.err and "SECRET" not in said.out + said.err
+    rows = json.loads((tmp_path / "report.json").read_text())["outcomes"]
+    assert [row.get("comment_inside_pixels", False) for row in rows] == [False, True]
+    assert dcmread(tmp_path / "out" / rows[1]["written"]).PixelData == with_comment(b"SECRET JANE")

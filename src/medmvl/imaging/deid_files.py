@@ -22,6 +22,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from medmvl.core.atomic import DiskFullError, atomic_file
 from medmvl.imaging.deid import ElementError, Treated, burned_in, deidentify, doubt, patient_of
 from medmvl.imaging.dicom_file import has_picture, syntax_of
+from medmvl.imaging.jpeg_notes import notes_in
 from medmvl.imaging.pseudonym import pseudonym
 from medmvl.imaging.workers import work_all
 
@@ -46,6 +47,7 @@ class Outcome:
         instance: its new SOPInstanceUID.
         treated: what was done to which attributes.
         doubt: why its pixels should be looked at.
+        noted: whether its compressed pixels carry a comment or a segment of an application, which stay as they are.
     """
 
     index: int
@@ -55,6 +57,7 @@ class Outcome:
     instance: str = ""
     treated: Treated = field(default_factory=dict)
     doubt: str = ""
+    noted: bool = False
 
 
 class _LeftOutError(ValueError):
@@ -148,12 +151,13 @@ def _deidentify_file(index: int, path: Path, out: Path, key: bytes, keep_burned_
     suspect = shown or doubt(dataset) or ""
     places = patient_of(dataset), dataset.get("StudyInstanceUID"), dataset.get("SeriesInstanceUID"), _content(path)
     target = Path(*(pseudonym(key, str(place or "")) for place in places)).with_suffix(".dcm")
+    noted = _has_notes(dataset)
     treated = deidentify(dataset, key, identity_removed=not shown)
     status = "there" if (out / target).exists() else "written"
     if status == "written":
         with atomic_file(out / target, "wb") as file:
             _write(file, dataset)
-    return Outcome(index, status, "", target.as_posix(), str(dataset.SOPInstanceUID), treated, suspect)
+    return Outcome(index, status, "", target.as_posix(), str(dataset.SOPInstanceUID), treated, suspect, noted)
 
 
 def _content(path: Path) -> str:
@@ -228,11 +232,26 @@ def _is_deflated(dataset: Dataset) -> bool:
 
 def _check_items(pixels: bytes) -> None:
     """Refuse compressed pixels whose items do not follow each other to the end."""
-    position = 0
-    while position + 8 <= len(pixels) and pixels[position : position + 4] == _ITEM:
-        position += 8 + int.from_bytes(pixels[position + 4 : position + 8], "little")
+    position = max((end for _, end in _items(pixels)), default=0)
     if position != len(pixels) and pixels[position : position + 4] != _DELIMITER:
         raise _BrokenError("is cut off: its compressed pixels are not whole")
+
+
+def _items(pixels: bytes) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the content of every item of compressed pixels."""
+    position = 0
+    while position + 8 <= len(pixels) and pixels[position : position + 4] == _ITEM:
+        start = position + 8
+        position = start + int.from_bytes(pixels[position + 4 : start], "little")
+        yield start, position
+
+
+def _has_notes(dataset: Dataset) -> bool:
+    """Whether a compressed picture carries words of its own, inside the pixels that stay byte for byte."""
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return False
+    pixels = dataset.get_item("PixelData").value
+    return any(note for start, end in _items(pixels) for note in notes_in(memoryview(pixels)[start:end]))
 
 
 def _write(file: object, dataset: Dataset) -> None:

@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from medmvl.imaging.deid_files import Outcome
 
+_NOTED = "holds a comment inside its pixel data: look at it"
 _TOLD = 20  # files that are named one by one on the screen
 _STATES = {
     "written": "written",
@@ -48,7 +49,8 @@ def deid(
 
     Names, ids, dates, descriptions and private elements go, at any depth; UIDs are remapped alike in all files; pixels
     stay byte for byte. With the same key a further run gives the same pseudonyms. Text burned into pixels stays: files
-    that admit it are refused, files that may hold it are listed. Faces in head scans are not removed.
+    that admit it are refused, files that may hold it are listed, and so are those with a comment inside their
+    compressed pixels. Faces in head scans are not removed.
 
     \b
     medmvl data deid export/ data/dicom --key-file ~/keys/study.key --report deid.json
@@ -123,6 +125,7 @@ def _row(outcome: "Outcome", names: Sequence[str] | None) -> dict[str, Any]:
         "reason": outcome.reason,
         "written": outcome.written,
         "look_at_pixels": outcome.doubt,
+        "comment_inside_pixels": outcome.noted,
         "attributes": outcome.treated,
     }
     return row | {name: value for name, value in told.items() if value}
@@ -151,7 +154,11 @@ def _tell(outcomes: "Sequence[Outcome]", names: Sequence[str], out: Path) -> Non
     typer.echo(f"  {len(patients):,} patients")
     if _doubled(outcomes):
         typer.echo(f"  {_doubled(outcomes):,} SOPInstanceUIDs belong to files of different content; all were kept")
+    noted = [replace(o, reason=_NOTED) for o in outcomes if o.noted]
+    if noted:
+        typer.echo(f"  {len(noted):,} files with a comment inside their pixel data")
     _list("look at their pixels, which may show text", [o for o in outcomes if o.doubt], names)
+    _list("look at the comments in their pixel data, which was not changed", noted, names)
     for state in ("left_out", "refused", "broken"):
         _list(_STATES[state], [outcome for outcome in outcomes if outcome.status == state], names)
 
