@@ -93,7 +93,23 @@ def test_reference_answer_is_said_once() -> None:
 def test_misspelt_conversations() -> None:
     data = reference()
     data["conversatons"] = data.pop("conversations")
-    assert "conversatons: did you mean 'conversations'" in refused(data)
+    assert "'conversations' (or 'messages') is missing; conversatons: did you mean 'conversations'" in refused(data)
+    assert "missing; Message: did you mean 'messages'?" in refused({"id": "r_1", "Message": []})
+    told = refused({"id": "r_1", "image": "a.png", "images": []})
+    assert told.endswith("'conversations' (or 'messages') is missing")
+
+
+def test_a_key_that_resembles_a_known_one_is_kept_where_that_is_there() -> None:
+    sample = Sample.from_dict(reference(conversation_id="c7", imagee=["b"]))
+    assert sample.meta.model_extra["conversation_id"] == "c7" and sample.media_key[0] == "a.png"
+
+
+@pytest.mark.parametrize("root", [None, "/data"])
+def test_a_zero_byte_in_a_path_is_refused(root) -> None:
+    part = {"type": "image", "path": "a\0.png"}
+    for data in (canonical(messages=[{"role": "user", "content": [part]}], meta={}), reference(image=["a\0.png"])):
+        with pytest.raises(SampleError, match="holds a zero byte"):
+            Sample.from_dict(data, root)
 
 
 def test_half_a_character_is_refused() -> None:
@@ -108,7 +124,7 @@ def test_half_a_character_is_refused() -> None:
         ({"image": []}, "<image> 1 times, but 0"),
         ({"image": ["a", "b"]}, "<image> 1 times, but 2"),
         ({"image3d": None}, "<image3d> 1 times, but 0"),
-        ({"imagee": ["a"]}, "did you mean 'image'"),
+        ({"imagee": ["a"], "image": None}, "did you mean 'image'"),
         ({"conversations": [{"from": "humn", "value": "x"}], "image": [], "image3d": []}, "did you mean 'human'"),
         ({"conversations": "hello"}, "list of turns"),
         ({"conversations": [{"from": "human"}]}, "conversations[0]"),
@@ -210,7 +226,12 @@ def test_no_mapping_and_no_roots() -> None:
 texts = st.text(max_size=30)
 
 
-@given(before=texts, after=texts, answer=texts, path=st.text(min_size=1, max_size=10))
+@given(
+    before=texts,
+    after=texts,
+    answer=texts,
+    path=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=10),
+)
 def test_reference_text_is_kept(before: str, after: str, answer: str, path: str) -> None:
     before, after = before.replace("<image", "<imag"), after.replace("<image", "<imag")
     value = f"{before}<image>{after}"

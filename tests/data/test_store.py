@@ -254,5 +254,5 @@ def test_annotation_files_are_read_in_both_forms(tmp_path, form, mark):
     assert [(s.id, s.split, s.answer) for s in read] == [("0", "val", "A"), ("1", "val", "A")]
     rows[1]["image"] = ["../a.png"]
     (tmp_path / "rows").write_text(json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows)))
-    with pytest.raises(SampleError, match=r"item 1 of .*rows|rows:2"):
+    with pytest.raises(SampleError, match=r"item 2 of .*rows|rows:2"):
         list(read_annotations(tmp_path / "rows", tmp_path))

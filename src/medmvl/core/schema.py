@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from medmvl.core.explain import mistakes, shorten
-from medmvl.core.lookup import choices_text, nearest
+from medmvl.core.lookup import choices_text
 
 Model = TypeVar("Model", bound=BaseModel)
 Roots = str | Path | Sequence[str | Path] | None
@@ -36,6 +36,7 @@ _PLAIN_PATH = re.compile(r"[^/#.\0\\][^/#\0\\]*(?:/[^/#.\0\\][^/#\0\\]*)*")  # f
 _MEDIA_OF = {"<image>": "image", "<image3d>": "volume"}
 _REFERENCE_KEYS = ("id", "conversations", "image", "image3d", "answer", "task", "data_source", "domain", "split")
 _REFERENCE_SET = frozenset(_REFERENCE_KEYS)
+_TURNS = ("conversations", "messages")
 _TURN_KEYS = {"from", "value"}
 _REFERENCE_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
@@ -61,6 +62,8 @@ class SampleError(ValueError):
 
 def _placed(path: str, info: ValidationInfo) -> str:
     """Return the path itself, or, when the caller gave folders, its absolute place under one of them."""
+    if "\0" in path:
+        raise ValueError("the path holds a zero byte, which no file's name does")
     return path if info.context is None else _inside(path, info.context)
 
 
@@ -230,6 +233,8 @@ class Sample(BaseModel):
         if not isinstance(data, Mapping):
             raise SampleError(f"a sample is a JSON object, got {type(data).__name__}", "?")
         sample_id = str(data.get("id", "?"))
+        if data.keys().isdisjoint(_TURNS):
+            raise SampleError(_no_turns(data), sample_id)
         canonical = _from_reference(data, sample_id) if "conversations" in data else data
         folders = None if root is None else _folders(root)
         plain = _from_plain(canonical, folders) if cls is Sample else None
@@ -240,11 +245,6 @@ class Sample(BaseModel):
         except ValidationError as error:
             found = mistakes(error, cls)
             lines = [f"{mistake.dotted}: {mistake.message}" if mistake.path else mistake.message for mistake in found]
-            misspelt = (
-                nearest("conversations", map(str, data)) if not data.keys() & {"messages", "conversations"} else None
-            )
-            if misspelt:
-                lines.append(f"{misspelt}: did you mean 'conversations', as in the reference's annotations?")
             paths = [
                 item["input"]
                 for item in error.errors()
@@ -405,7 +405,7 @@ def _plain_part(part: Any, role: str, folders: tuple[str, ...] | None) -> Text |
             raise ValueError
         return _made(BoxRef, {"type": kind, "box": part["box"]}, {"type", "box"})
     path = _plain_text(part["path"])
-    if kind not in ("image", "volume") or role == "assistant" or not path:
+    if kind not in ("image", "volume") or role == "assistant" or not path or "\0" in path:
         raise ValueError
     values = {"type": kind, "path": path if folders is None else _inside(path, folders), "blank": False}
     return _made(Image if kind == "image" else Volume, values, {"type", "path"})
@@ -519,9 +519,9 @@ _quoted = json.encoder.encode_basestring  # a quoted JSON string, characters bey
 def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
     """Turn a reference annotation into a canonical dict."""
     further = [str(key) for key in data if key not in _REFERENCE_SET]
-    # Published sets carry keys of their own ("model", "idx"), which are kept in meta; one that is all but a known key
-    # is a mistake.
-    misspelt = [key for key in further if _is_almost_known(key)]
+    # Published sets carry keys of their own ("model", "conversation_id"), which are kept in meta; one that is all but a
+    # known key is a mistake where that is not there.
+    misspelt = [key for key in further if (known := _almost_known(key)) and data.get(known) is None]
     if misspelt:
         hints = [f"unknown key {key!r}; {choices_text(key, _REFERENCE_KEYS, 'known keys')}" for key in misspelt]
         raise SampleError("; ".join(hints), sample_id)
@@ -565,8 +565,16 @@ def _from_reference(data: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1024)
-def _is_almost_known(key: str) -> bool:
-    return bool(get_close_matches(key, _REFERENCE_KEYS, n=1, cutoff=0.85))
+def _almost_known(key: str) -> str:
+    return next(iter(get_close_matches(key, _REFERENCE_KEYS, n=1, cutoff=0.85)), "")
+
+
+def _no_turns(data: Mapping[str, Any]) -> str:
+    """Say that nobody says anything, and which key was perhaps meant to."""
+    folded = {str(key).casefold(): str(key) for key in data}
+    near = {wanted: get_close_matches(wanted, folded, n=1, cutoff=0.8) for wanted in _TURNS}
+    hints = [f"; {folded[found[0]]}: did you mean {wanted!r}?" for wanted, found in near.items() if found]
+    return f"'conversations' (or 'messages') is missing{''.join(hints)}"
 
 
 def _path_list(data: Mapping[str, Any], key: str, sample_id: str) -> list[str]:

@@ -85,6 +85,30 @@ def test_the_file_says_the_split_of_rows_that_name_none(tmp_path, name, option, 
     assert [one for one in adapter.splits if list(adapter.samples(one, ["chat"]))] == [split]
 
 
+def test_an_assistant_that_speaks_first_and_a_zero_byte_are_refused(tmp_path):
+    said = {"from": "gpt", "value": "A cyst."}
+    asked = {"from": "human", "value": "<image>\nWhat?"}
+    system = {"from": "system", "value": "You see scans."}
+    rows = [
+        row(0, conversations=[said]),
+        row(1, conversations=[system, said, {"from": "human", "value": "What?"}]),
+        {"id": "2", "messages": [{"role": "assistant", "content": "A cyst."}]},
+        row(3, image=["a\0.png"], conversations=[asked, said]),
+        row(4, conversations=[system, {"from": "human", "value": "What?"}, said]),
+        {"id": "5", "image": "a.png"},
+    ]
+    *wrong, last, none = read(write(tmp_path / "train.json", rows))
+    told = ["the assistant speaks first"] * 3 + ["zero byte"]
+    assert all(words in error.message for words, error in zip(told, wrong, strict=True))
+    assert [error.path for error in wrong] == [f"item {number} of train.json" for number in (1, 2, 3, 4)]
+    assert isinstance(last, Sample) and none.message == "'conversations' (or 'messages') is missing"
+
+
+def test_a_path_with_a_zero_byte_is_none_for_any_adapter(root):
+    with pytest.raises(ValueError, match="zero byte"):
+        Annotations(root.path).path("a\0.png")
+
+
 def test_bad_lines_are_told_once(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(row(0, split="test")) + "\nbroken\n" + json.dumps(row(1)) + "\n")

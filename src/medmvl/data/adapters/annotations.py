@@ -50,7 +50,7 @@ class Annotations(Adapter):
 
     name = "annotations"
     title = "Annotations in JSON or JSONL (canonical, LLaVA, MedM-VL)"
-    version = "1.0"
+    version = "1.1"
     licence = "as its source"
     access = "yours; canonical samples are described in docs/samples.md"
     tasks: ClassVar[Mapping[str, str]] = {"chat": "whatever the rows ask; rows that name a task keep it"}
@@ -92,7 +92,7 @@ images/...   anywhere beside them
         if row.get("id") is None:
             known["id"] = f"{split}/{found.place}"
         if "messages" in row:
-            return Sample.from_dict({**row, **known, "source": row.get("source") or self.name}, folder)
+            return _asked(Sample.from_dict({**row, **known, "source": row.get("source") or self.name}, folder))
         return conversation(row, folder, data_source=row.get("data_source") or self.name, **known)
 
 
@@ -139,7 +139,21 @@ def conversation(row: Mapping[str, Any], folder: str, **known: Any) -> Sample:
             data[key] = _paths(data[key])
     if "conversatons" in data:
         data.setdefault("conversations", data.pop("conversatons"))
-    return Sample.from_dict(data, folder)
+    return _asked(Sample.from_dict(data, folder))
+
+
+def _asked(sample: Sample) -> Sample:
+    """Return a sample in which somebody speaks before the assistant does.
+
+    Raises:
+        SampleError: the assistant speaks first: nothing was asked.
+    """
+    first = next((message for message in sample.messages if message.role != "system"), None)
+    if first is not None and first.role == "assistant":
+        raise SampleError(
+            "the assistant speaks first; a question, or a picture to speak about, comes before", sample.id
+        )
+    return sample
 
 
 def _paths(given: Any) -> Any:

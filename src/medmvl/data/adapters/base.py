@@ -140,10 +140,12 @@ class Adapter(ABC):
             below: folder it is relative to, which may lie elsewhere; default the root.
 
         Raises:
-            ValueError: it is empty or leaves both.
+            ValueError: it is empty, holds a zero byte, or leaves both.
         """
         if not relative.strip():
             raise ValueError("names no file")
+        if "\0" in relative:
+            raise ValueError("the path holds a zero byte, which no file's name does")
         folder = str(below or self.root)
         # What stands after "#" is split off as a reader will do it: "..#frame=0" is the folder above.
         file, fragment = split_fragment(relative.replace("\\", "/"))
