@@ -46,7 +46,7 @@ def identity_of(path: str | Path) -> Identity:
                 header = dcmread(one, stop_before_pixels=True, force=True)
                 keywords.update(identifying(header))
                 shown = shown or burned_in(header) or ""
-    indirect = {keyword for keyword in keywords if _is_indirect(keyword)}
+    indirect = {keyword for keyword in keywords if is_indirect(keyword)}
     return Identity(tuple(sorted(keywords - indirect)), tuple(sorted(indirect)), shown)
 
 
@@ -58,6 +58,7 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _is_indirect(keyword: str) -> bool:
+def is_indirect(keyword: str) -> bool:
+    """Whether a keyword is that of a date, time or UID, which many published sets have replaced; no date of birth."""
     tag = tag_for_keyword(keyword)
     return tag is not None and dictionary_VR(tag) in _INDIRECT and "Birth" not in keyword

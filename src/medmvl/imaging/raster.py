@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from medmvl.imaging.picture import TOO_LARGE, ImageError, Picture, check_pixels, choose_frame
 
 # Only formats that hold pixels: Pillow also knows some that start other programs (EPS) or fetch pieces by name.
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 262, 339
 
@@ -31,7 +31,7 @@ def read_raster(path: Path, frame: int | None) -> Picture:
         ImageError: no such picture format, broken, cut off, too large, or a frame is missing.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             # The second picture of an MPO is a phone's preview or other eye, not a frame of the same series.
             num_frames = 1 if image.format in ("MPO", "JPEG") else getattr(image, "n_frames", 1)
             image.seek(choose_frame(path, num_frames, frame))
@@ -41,7 +41,7 @@ def read_raster(path: Path, frame: int | None) -> Picture:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            path, f"is no picture that Pillow can read ({', '.join(_FORMATS)}); it may be damaged or misnamed"
+            path, f"is no picture that Pillow can read ({', '.join(FORMATS)}); it may be damaged or misnamed"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"its pixels {TOO_LARGE}") from error
