@@ -106,6 +106,42 @@ def test_labels(root) -> None:
     assert "got 'medical material': '2'" in _read(root, "val", "labels")[1][0].message
 
 
+@pytest.mark.parametrize("gone", ["radiology_text_reports", "multi_abnormality_labels", "vqa"])
+def test_what_was_not_downloaded_is_left_out_and_told(root, gone, caplog) -> None:
+    before = len(_read(root, "val", *CtRate.tasks)[0])
+    (root / "dataset" / gone).rename(root.parent / gone)
+    with caplog.at_level("WARNING"):
+        samples, _ = _read(root, "val", *CtRate.tasks)
+    assert 0 < len(samples) < before and f"left out of val: {gone}" in caplog.text
+    with pytest.raises(LayoutError, match=rf"{gone}/.* is missing"):
+        _read(root, "val", {"vqa": "short", "multi_abnormality_labels": "labels"}.get(gone, "report"))
+
+
+def test_one_split_without_volumes_is_told_and_none_at_all_is_an_error(root, caplog) -> None:
+    (root / "dataset/train_fixed").rename(root.parent / "train_fixed")
+    with caplog.at_level("WARNING"):
+        assert _read(root, "train", *CtRate.tasks) == ([], [])
+    assert "ct_rate: not there and left out of train: volumes" in caplog.text
+    assert _read(root, "val", *CtRate.tasks)[0]
+    (root / "dataset/valid_fixed").rename(root.parent / "valid_fixed")
+    with pytest.raises(LayoutError, match=r"dataset/train_fixed or .* is missing"):
+        _read(root, "train", *CtRate.tasks)
+
+
+def test_questions_about_other_reconstructions_are_counted(root, caplog) -> None:
+    path = root / "dataset/vqa/valid_vqa.json"
+    items = json.loads(path.read_text())
+    named = [one for one in items if one.get("image")]
+    for one in named:
+        one["image"] = one["image"].replace("_1.nii.gz", "_2.nii.gz")
+    path.write_text(json.dumps(items))
+    with caplog.at_level("WARNING"):
+        assert _read(root, "val", "short", "choice", reconstructions="one") == ([], [])
+    wanted = [one for one in named if one["id"].startswith(("short", "multiple"))]
+    assert f"{path}: {len(wanted)} items are about reconstructions" in caplog.text
+    assert len(caplog.records) == 1
+
+
 def test_conversations_stay_whole_in_training(root) -> None:
     samples, _ = _read(root, "train", "long", "short", "choice")
     long, short, choice = samples

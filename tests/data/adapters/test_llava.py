@@ -42,6 +42,16 @@ def test_variants_are_read_from_their_own_files(tmp_path, variant):
     assert len(good(LlavaMed(root.path, {"instruct": variant}), "alignment")) == 1
 
 
+def test_one_of_the_two_files_is_enough(tmp_path, caplog):
+    root = build("llava_med", tmp_path / "root").path
+    (root / "alignment/llava_med_alignment_500k.json").unlink()
+    with caplog.at_level("WARNING"):
+        (sample,) = good(LlavaMed(root))
+    assert sample.task == "llava_med/instruct" and "left out of train: alignment" in caplog.text
+    with pytest.raises(ValueError, match=r"alignment_500k\.json is missing"):
+        good(LlavaMed(root), "alignment")
+
+
 def test_samples_whose_figure_was_never_downloaded_are_made_all_the_same(tmp_path):
     root = build("llava_med", tmp_path / "root")
     (root.path / "images/32432162_F1.jpg").unlink()

@@ -95,6 +95,7 @@ def test_questions(root) -> None:
     assert closed.media_key == opened.media_key and closed.meta.model_extra["question_type"] == "plane"
     (yes,), _ = _read(root, "train", "vqa_yn")
     assert (_asked(yes), yes.answer, yes.task) == ("Is there a cyst?", "Yes", "m3d/vqa_yn")
+    assert (yes.meta.answer_type, yes.meta.choices) == ("closed", ("Yes", "No"))
     assert _read(root, "test", "vqa_yn") == ([], [])
     _, refused = _read(root, "train", "vqa_closed", "vqa_open")
     assert [(error.path, error.message.split(";")[0]) for error in refused] == [
@@ -225,6 +226,42 @@ def test_each_set_is_asked_for_only_where_a_task_needs_it(root) -> None:
     for task, name in (("vqa_closed", "M3D_VQA_train.csv"), ("reg", "M3D_Seg_npy"), ("refseg", "M3D_RefSeg.csv")):
         with pytest.raises(LayoutError, match=name):
             _read(root, "train", task)
+
+
+@pytest.mark.parametrize(
+    ("kept", "counts"),
+    [
+        ("M3D_Cap_npy", {"train": 2, "val": 1, "test": 2}),
+        ("M3D-VQA", {"train": 4, "val": 2, "test": 4}),
+        ("M3D_Seg_npy", {"train": 4, "test": 4}),
+        ("M3D_RefSeg_npy", {"train": 2, "test": 1}),
+    ],
+)
+def test_one_published_part_is_enough(root, kept, counts, caplog) -> None:
+    for folder in [folder for folder in root.iterdir() if folder.name != kept]:
+        folder.rename(root.parent / folder.name)
+    with caplog.at_level("WARNING"):
+        found = {split: _read(root, split, *M3d.tasks)[0] for split in M3d.splits}
+    assert {split: len(samples) for split, samples in found.items() if samples} == counts
+    told = [record.getMessage() for record in caplog.records]
+    parts = ["M3D-Cap", "M3D-VQA", "M3D-VQA, yes or no", "M3D-Seg", "M3D-RefSeg"]
+    missing = [part for part in parts if not part.startswith(kept.replace("_npy", "").replace("_", "-"))]
+    assert len(told) == 3 and told[0] == f"m3d: not there and left out of train: {', '.join(missing)}"
+
+
+def test_without_any_part_the_layout_is_told(root) -> None:
+    for folder in list(root.iterdir()):
+        folder.rename(root.parent / folder.name)
+    for split in M3d.splits:
+        with pytest.raises(LayoutError, match=r"M3D_Cap\.json.* is missing"):
+            _read(root, split, *M3d.tasks)
+
+
+def test_a_test_set_that_an_option_names_is_needed(root) -> None:
+    (root / "M3D-VQA/M3D_VQA_test5k.csv").unlink()
+    with pytest.raises(LayoutError, match="M3D_VQA_test5k"):
+        _read(root, "test", *M3d.tasks, vqa_test="test5k")
+    assert _read(root, "train", *M3d.tasks, vqa_test="test5k")[0]
 
 
 def test_a_volume_that_is_missing_keeps_its_address_and_its_id(root) -> None:

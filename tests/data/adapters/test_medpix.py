@@ -75,6 +75,8 @@ def test_only_the_lists_of_the_tasks_are_needed(root) -> None:
     assert _read(root, "train", "report")[0]
     with pytest.raises(LayoutError, match=r"MedPix_questions_train\.csv"):
         _read(root, "train", "vqa")
+    samples, _ = _read(root, "train", *MedPix.tasks)
+    assert samples and not any(sample.task == "medpix/vqa" for sample in samples)
     (root / "MedPix_single_train.csv").write_text("image,context,type\n")
     with pytest.raises(TableError, match="'name'"):
         _read(root, "train", "report")

@@ -193,7 +193,29 @@ def test_a_missing_or_cut_table_is_no_fault_of_the_rows(root) -> None:
         _read(root, "val", "classification")
     path.unlink()
     with pytest.raises(LayoutError, match=r"chexpert\.csv\.gz or"):
-        _read(root, "val", "report", "classification")
+        _read(root, "val", "classification")
+    with pytest.raises(LayoutError, match=r"chexpert\.csv\.gz or"):
+        _read(root, "val", "report", "classification", labels="chexpert")
+
+
+def _all(root: Path, split: str) -> list[Sample]:
+    return _read(root, split, "report", "classification")[0]
+
+
+def test_what_is_not_there_is_left_out_and_told(tmp_path, caplog) -> None:
+    root = roots.write_r2gen(tmp_path / "r2gen")
+    with caplog.at_level("WARNING"):
+        samples = _all(root, "train")
+    assert samples == _read(root, "train", "report")[0] and len(samples) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "mimic_cxr: not there and left out of train: classification"
+    ]
+    jpg = roots.write(tmp_path / "jpg", reports=str(tmp_path / "reports"))
+    samples = _all(jpg, "train")
+    assert samples == _read(jpg, "train", "classification")[0] and len(samples) == 4
+    (jpg / "mimic-cxr-2.0.0-chexpert.csv.gz").unlink()
+    with pytest.raises(LayoutError, match="mimic-cxr-reports/files is missing"):
+        _all(jpg, "train")
 
 
 def test_unknown_splits_are_told_with_the_training_rows(root) -> None:

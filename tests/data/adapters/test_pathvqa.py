@@ -53,6 +53,24 @@ def test_rich_rows(tmp_path, top) -> None:
     assert (yes.answer, yes.meta.answer_type) == ("yes", "open")
 
 
+@pytest.mark.parametrize("answer", ["yes", "No", "YES", "no"])
+def test_choices_are_spelt_as_the_answer(tmp_path, answer) -> None:
+    root = roots.write(tmp_path / "root")
+    item = {"img_id": "test_0001", "sent": "Is it stained?", "answer_type": "yes/no", "label": {answer: 1}}
+    (root / "pvqa/qas/test_vqa.pkl").write_bytes(pickle.dumps([item], 2))
+    (sample,), _ = _read(root, "test")
+    assert sample.meta.answer_type == "closed" and answer in sample.meta.choices
+    assert [choice.casefold() for choice in sample.meta.choices] == ["yes", "no"]
+
+
+def test_a_pickle_without_rows_is_told(tmp_path, caplog) -> None:
+    root = roots.write(tmp_path / "root")
+    (root / "pvqa/qas/test_vqa.pkl").write_bytes(pickle.dumps([], 2))
+    with caplog.at_level("WARNING"):
+        assert _read(root, "test") == ([], [])
+    assert "test_vqa.pkl: holds no rows" in caplog.text
+
+
 def test_plain_rows_where_no_rich_ones_are(tmp_path) -> None:
     root = roots.write(tmp_path / "root")
     rich, _ = _read(root, "test")

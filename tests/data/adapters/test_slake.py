@@ -6,6 +6,7 @@ import pytest
 
 import adapter_root
 from medmvl.core.schema import BoxRef, SampleError, Text
+from medmvl.data.adapters.base import LayoutError
 from medmvl.data.adapters.slake import Slake
 from medmvl.data.questions import pool
 
@@ -113,6 +114,22 @@ def test_a_bad_detection_file_costs_its_image_only(root, content) -> None:
     samples, refused = _read(root, "train", "rec")
     assert [sample.meta.boxes[0].label for sample in samples] == ["Heart"]
     assert "imgs/xmlab1/detection.json" in refused[0].path
+
+
+def test_without_any_boxes_the_questions_are_taken_and_it_is_told(root, caplog) -> None:
+    for path in root.glob("imgs/*/detection.json"):
+        path.unlink()
+    with caplog.at_level("WARNING"):
+        assert _read(root, "train", "vqa", "rec", "reg")[0] == _read(root, "train", "vqa")[0] != []
+    assert "slake: not there and left out of train: detection.json" in caplog.text
+    with pytest.raises(LayoutError, match=r"imgs/\*/detection\.json is missing"):
+        _read(root, "train", "rec")
+
+
+def test_files_of_other_splits_that_are_missing_are_no_fault_of_the_rows(root) -> None:
+    (root / "validate.json").unlink()
+    with pytest.raises(LayoutError, match=r"validate\.json or validation\.json is missing"):
+        _read(root, "train", "vqa")
 
 
 def test_an_image_without_detection_file_is_told(root) -> None:

@@ -6,12 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import ValidationError
 
 from medmvl.core.config import Strict
 from medmvl.core.explain import mistakes
+from medmvl.core.log import get_logger
 from medmvl.core.schema import (
     Box,
     BoxRef,
@@ -28,6 +29,10 @@ from medmvl.core.schema import (
 from medmvl.data.rows import BadRow, Row
 
 Media = Image | Volume
+Found = TypeVar("Found")
+Finders = Mapping[str, Callable[[], Found]]
+"""Part of a data set -> finds its files, or raises `LayoutError`."""
+
 Words = str | Sequence[str | int]
 """What one side says: text, or texts and numbers of boxes in turn, such as ("What is in ", 0, "?")."""
 
@@ -132,6 +137,46 @@ class Adapter(ABC):
             f"{self.root}: {wanted} is missing; here are: {listing or 'no files'}.{hint} {self._expected()}"
         )
 
+    def parts(
+        self,
+        split: str,
+        tasks: Collection[str],
+        finders: Callable[[str], Finders[Found]],
+        needed: Collection[str] = (),
+    ) -> dict[str, Found]:
+        """Return what is there of a data set that is published in parts, for many have some of them only.
+
+        Where all tasks are asked for, a part that is missing is left out, and that is told. Where some are named, what
+        they are made of is needed.
+
+        Args:
+            split: a key of `splits`.
+            tasks: those that are asked for.
+            finders: split -> the parts that the tasks are made of there.
+            needed: parts that an option names: they cannot be left out.
+
+        Returns:
+            part -> what its finder returned.
+
+        Raises:
+            LayoutError: a part that is needed is missing, or no part is there in any split.
+        """
+        there: dict[str, Found] = {}
+        missing: dict[str, LayoutError] = {}
+        for part, find in finders(split).items():
+            try:
+                there[part] = find()
+            except LayoutError as error:
+                if part in needed or set(tasks) < set(self.tasks):
+                    raise
+                missing[part] = error
+        if missing and not there and not any(_is_any(finders(other)) for other in self.splits if other != split):
+            raise next(iter(missing.values()))
+        if missing:
+            told = ", ".join(missing)
+            get_logger(__name__).warning("%s: not there and left out of %s: %s", self.name, split, told)
+        return there
+
     def path(self, relative: str, below: str | Path | None = None) -> str:
         """Return the absolute path of a file that an annotation names.
 
@@ -215,6 +260,16 @@ class Adapter(ABC):
 
     def _expected(self) -> str:
         return f"{self.title} is expected like this:\n{self.layout.strip()}\n({self.access})"
+
+
+def _is_any(finders: Finders[Any]) -> bool:
+    for find in finders.values():
+        try:
+            find()
+        except LayoutError:
+            continue
+        return True
+    return False
 
 
 def _parts(words: Words) -> tuple[Part, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +14,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from medmvl.core.config import Strict
+from medmvl.core.log import get_logger
 from medmvl.core.schema import Message, Meta, Part, Sample, SampleError, Text, Volume
-from medmvl.data.adapters.base import Adapter
+from medmvl.data.adapters.base import Adapter, Finders
 from medmvl.data.questions import draw
 from medmvl.data.rows import Row, csv_rows, json_rows
 
@@ -109,38 +111,62 @@ dataset/vqa/train_vqa.json, valid_vqa.json
     Options = CtRateOptions
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
+        needed = ("vqa",) if self.options.reports == "vqa" else ()
+        there = self.parts(split, tasks, partial(self._finders, tasks), needed)
+        if not there:
+            return
         volumes = self._volumes(split)
-        if "report" in tasks and self.options.reports == "table":
+        if file := there.get("radiology_text_reports"):
             columns = ("VolumeName", "Findings_EN", "Impressions_EN")
-            yield from self.each(csv_rows(self._reports(split), columns), partial(self._report, split, volumes))
-        if "labels" in tasks:
-            file = self._find(f"multi_abnormality_labels/{_OFFICIAL[split]}_predicted_labels.csv")
+            yield from self.each(csv_rows(file, columns), partial(self._report, split, volumes))
+        if file := there.get("multi_abnormality_labels"):
             yield from self.each(csv_rows(file, ("VolumeName", *LABELS)), partial(self._labels, split, volumes))
-        wanted = set(tasks) - {"labels", *(() if self.options.reports == "vqa" else ("report",))}
-        if wanted:
-            file = self._find(f"vqa/{_OFFICIAL[split]}_vqa.json")
-            yield from self.each(json_rows(file), partial(self._asked, split, wanted, volumes))
+        if file := there.get("vqa"):
+            others: Counter[str] = Counter()
+            make = partial(self._asked, split, self._from_vqa(tasks), volumes, others)
+            yield from self.each(json_rows(file), make)
+            if others:
+                told = (
+                    "%s: %d items are about reconstructions that another stands for, and left out (reconstructions=one)"
+                )
+                get_logger(__name__).warning(told, file, others.total())
+
+    def _from_vqa(self, tasks: Collection[str]) -> set[str]:
+        return set(tasks) - {"labels", *(() if self.options.reports == "vqa" else ("report",))}
+
+    def _finders(self, tasks: Collection[str], split: str) -> Finders[Path]:
+        """Return what finds the files that some tasks are made of; nothing is there without volumes."""
+        official, names = _OFFICIAL[split], {}
+        if not any((self.root / folder / name).is_dir() for name in self._trees(split) for folder in ("dataset", "")):
+            return {"volumes": partial(self._find, *self._trees(split))}
+        if "report" in tasks and self.options.reports == "table":
+            names["radiology_text_reports"] = _reports(split)
+        if "labels" in tasks:
+            names["multi_abnormality_labels"] = f"multi_abnormality_labels/{official}_predicted_labels.csv"
+        if self._from_vqa(tasks):
+            names["vqa"] = f"vqa/{official}_vqa.json"
+        return {part: partial(self._find, name) for part, name in names.items()}
 
     def _find(self, *names: str) -> Path:
         """Find a file of the data set's folder `dataset`, which may be the root itself."""
         return self.find(*(f"{folder}{name}" for name in names for folder in ("dataset/", "")))
 
-    def _reports(self, split: str) -> Path:
-        return self._find(f"radiology_text_reports/{'train' if split == 'train' else 'validation'}_reports.csv")
+    def _trees(self, split: str) -> tuple[str, ...]:
+        """Return what the folder of a split's volumes may be called."""
+        fixed, raw = f"{_OFFICIAL[split]}_fixed", _OFFICIAL[split]
+        return (raw,) if self.options.hu_source == "table" else (fixed, raw)
 
     def _volumes(self, split: str) -> Volumes:
         """Settle where the volumes are and where their HU come from, before any row is read."""
         official, source = _OFFICIAL[split], self.options.hu_source
-        fixed, raw = f"{official}_fixed", official
-        tree = self._find(*{"auto": (fixed, raw), "table": (raw,), "already_hu": (fixed, raw)}[source])
-        told = None
-        if source == "table" or (source == "auto" and tree.name == raw):
+        tree, told = self._find(*self._trees(split)), None
+        if source == "table" or (source == "auto" and tree.name == official):
             name = "train" if split == "train" else "validation"
             told = _rescaling(self._find(f"metadata/{name}_metadata.csv"))
         volumes = Volumes(self, official, tree, told, self._elsewhere(official))
         if self.options.reconstructions == "all":
             return volumes
-        return volumes.one_of_each(csv_rows(self._reports(split), ("VolumeName",)))
+        return volumes.one_of_each(csv_rows(self._find(_reports(split)), ("VolumeName",)))
 
     def _elsewhere(self, official: str) -> frozenset[str]:
         """Return the volumes, or whole scans, that show no chest, by their names without suffix."""
@@ -178,8 +204,10 @@ dataset/vqa/train_vqa.json, valid_vqa.json
         meta = volume.meta("open") | {"attributes": attributes}
         yield self.sample(key, split, "labels", question, answer, [volume.medium], **meta)
 
-    def _asked(self, split: str, tasks: Collection[str], volumes: Volumes, row: Row) -> Iterator[Sample]:
-        """Yield one item of the VQA file, or each of its turns."""
+    def _asked(
+        self, split: str, tasks: Collection[str], volumes: Volumes, others: Counter[str], row: Row
+    ) -> Iterator[Sample]:
+        """Yield one item of the VQA file, or each of its turns; those of reconstructions left out go to `others`."""
         kind = _kind(row)
         if kind not in tasks:
             return
@@ -189,6 +217,7 @@ dataset/vqa/train_vqa.json, valid_vqa.json
             raise ValueError("its question shows <image>, but the item names no image")
         volume = volumes[name] if name else None
         if name and volume is None:
+            others[kind] += 1
             return
         media = [] if volume is None else [volume.medium]
         meta = {} if volume is None else volume.meta("choice" if kind == "choice" else "open")
@@ -289,6 +318,10 @@ class Volumes:
                 if not self.elsewhere & {_bare(found[0]), scan}:
                     chosen[scan] = min(number, chosen.get(scan, number))
         return Volumes(self.adapter, self.official, self.tree, self.told, self.elsewhere, chosen)
+
+
+def _reports(split: str) -> str:
+    return f"radiology_text_reports/{'train' if split == 'train' else 'validation'}_reports.csv"
 
 
 def _bare(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -49,11 +50,13 @@ images/32432162_F1.jpg
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
         folder = str(self.find("images"))
-        names = {"alignment": "alignment_500k", "instruct": f"instruct_{self.options.instruct}"}
-        for task in (task for task in self.tasks if task in tasks):
-            file = f"llava_med_{names[task]}.json"
-            rows = json_rows(self.find(f"{task}/{file}", file))
-            yield from self.each(rows, lambda row, task=task: (self._sample(row, split, task, folder),))
+        files = {
+            "alignment": "llava_med_alignment_500k.json",
+            "instruct": f"llava_med_instruct_{self.options.instruct}.json",
+        }
+        finders = {task: partial(self.find, f"{task}/{file}", file) for task, file in files.items() if task in tasks}
+        for task, file in self.parts(split, tasks, lambda _: finders, self.options.model_fields_set).items():
+            yield from self.each(json_rows(file), lambda row, task=task: (self._sample(row, split, task, folder),))
 
     def _sample(self, row: Row, split: str, task: str, folder: str) -> Sample:
         name = row.text("id")

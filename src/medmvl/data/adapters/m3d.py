@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +16,8 @@ from pydantic import Field
 
 from medmvl.core.config import Strict
 from medmvl.core.schema import Box, Sample, SampleError, Volume
-from medmvl.data.adapters.base import Adapter
+from medmvl.data.adapters.base import Adapter, Finders
+from medmvl.data.adapters.embedded import yes_no
 from medmvl.data.adapters.regions import regions
 from medmvl.data.npz import npz_array, npz_file
 from medmvl.data.questions import draw
@@ -28,6 +29,7 @@ Coords = tuple[int, int, int, int, int, int]
 _OFFICIAL = {"train": "train", "val": "validation", "test": "test"}
 _CAP = ("M3D_Cap_npy", "M3D_Cap", "M3D-Cap")  # names of one folder
 _REFSEG = ("M3D_RefSeg_npy", "M3D_RefSeg", "M3D-RefSeg")
+_CHOICE_OR_OPEN, _REGIONS = ("vqa_closed", "vqa_open"), ("rec", "reg")  # tasks of one part
 _TYPES = {"1": "plane", "2": "phase", "3": "organ", "4": "abnormality", "5": "location"}
 _SPARSE = re.compile(r"mask_\((\d+(?:, ?\d+){3})\)\.npz")  # mask_(C, X, Y, Z).npz
 _MASK = re.compile(r"mask_(\d+)\.npy")
@@ -60,7 +62,7 @@ class M3d(Adapter):
 
     name = "m3d"
     title = "M3D-Data: captions, questions and boxes of CT volumes"
-    version = "1.0"
+    version = "1.1"
     licence = "Apache-2.0 tag on the hub; the images are Radiopaedia's, by permission: for research only"
     access = (
         "huggingface.co/GoodBaiBai88: M3D-Cap, M3D-VQA, M3D-Seg, M3D-RefSeg; prepare M3D-Cap and M3D-RefSeg to .npy "
@@ -92,18 +94,37 @@ M3D_RefSeg_npy/s0000/ct.npy, mask.npy
     Options = M3dOptions
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
+        named = {"caption_test": "M3D-Cap", "vqa_test": "M3D-VQA"} if split == "test" else {}
+        needed = [part for option, part in named.items() if option in self.options.model_fields_set]
+        there = self.parts(split, tasks, partial(self._finders, tasks), needed)
+        if "M3D-Cap" in there:
+            yield from self.each(there["M3D-Cap"], partial(self._caption, split))
+        if "M3D-VQA" in there:
+            wanted = [task for task in _CHOICE_OR_OPEN if task in tasks]
+            yield from self.each(there["M3D-VQA"], partial(self._question, split, wanted))
+        if "M3D-VQA, yes or no" in there:
+            yield from self.each(there["M3D-VQA, yes or no"], partial(self._question, split, ["vqa_yn"]))
+        for folder in there.get("M3D-Seg", ()):
+            wanted = [task for task in _REGIONS if task in tasks]
+            yield from self.each(_masks(folder, split), partial(self._segmented, split, wanted, folder))
+        if "M3D-RefSeg" in there:
+            yield from self.each(there["M3D-RefSeg"], partial(self._refseg, split))
+
+    def _finders(self, tasks: Collection[str], split: str) -> Finders[Iterable[Any]]:
+        """Return what finds the rows, or folders, of the parts that some tasks are made of."""
+        questions = {"train": "train", "val": "val", "test": self.options.vqa_test}[split]
+        found: dict[str, Callable[[], Iterable[Any]]] = {}
         if "caption" in tasks:
-            yield from self.each(self._texts(split), partial(self._caption, split))
-        if wanted := [task for task in ("vqa_closed", "vqa_open") if task in tasks]:
-            part = {"train": "train", "val": "val", "test": self.options.vqa_test}[split]
-            yield from self.each(self._questions(part), partial(self._question, split, wanted))
+            found["M3D-Cap"] = partial(self._texts, split)
+        if set(tasks) & set(_CHOICE_OR_OPEN):
+            found["M3D-VQA"] = partial(self._questions, questions)
         if "vqa_yn" in tasks and split == "train":
-            yield from self.each(self._questions("yn_train"), partial(self._question, split, ["vqa_yn"]))
-        if split != "val" and (wanted := [task for task in ("rec", "reg") if task in tasks]):
-            for folder in self._sets():
-                yield from self.each(_masks(folder, split), partial(self._segmented, split, wanted, folder))
+            found["M3D-VQA, yes or no"] = partial(self._questions, "yn_train")
+        if split != "val" and set(tasks) & set(_REGIONS):
+            found["M3D-Seg"] = self._sets
         if split != "val" and "refseg" in tasks:
-            yield from self.each(self._referred(split), partial(self._refseg, split))
+            found["M3D-RefSeg"] = partial(self._referred, split)
+        return found
 
     def _file(self, relative: str, folder: Path) -> str:
         """Return a file that is named relative to the root or to the folder of its set, whatever that is called here.
@@ -154,6 +175,10 @@ M3D_RefSeg_npy/s0000/ct.npy, mask.npy
         meta = _meta(volume, "open") | {"question_type": _TYPES.get(row.optional("Question Type"), "")}
         for task in tasks:
             key = f"{file}-{line}-{task}"
+            if task == "vqa_yn" and (choices := yes_no(answer)):
+                told = meta | {"answer_type": "closed", "choices": choices}
+                yield self.sample(key, split, task, asked, answer, [_volume(volume)], **told)
+                continue
             if task != "vqa_closed":
                 yield self.sample(key, split, task, asked, answer, [_volume(volume)], **meta)
                 continue

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from medmvl.core.lookup import choices_text
 from medmvl.core.schema import Image, Sample, SampleError
-from medmvl.data.adapters.base import Adapter
+from medmvl.data.adapters.base import Adapter, Finders
 from medmvl.data.questions import draw
 from medmvl.data.rows import Row, csv_rows
 
@@ -69,12 +69,14 @@ images/synpic12345.png       or MedPix-Images/
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
         folder = self.find("images", "MedPix-Images", "MedPix/images")
-        for name, (make, made) in MAKERS.items():
-            if wanted := set(made) & set(tasks):
-                files, columns = LISTS[name]
-                file = self.find(*(spelling.format(split=split) for spelling in _spellings(files)))
-                maker = partial(self._kept, wanted, partial(make, self, split, count(), folder))
-                yield from self.each(csv_rows(file, columns), maker)
+        for name, file in self.parts(split, tasks, partial(self._finders, tasks)).items():
+            make = partial(MAKERS[name][0], self, split, count(), folder)
+            yield from self.each(csv_rows(file, LISTS[name][1]), partial(self._kept, tasks, make))
+
+    def _finders(self, tasks: Collection[str], split: str) -> Finders[Path]:
+        wanted = [name for name, (_, made) in MAKERS.items() if not set(made).isdisjoint(tasks)]
+        spelt = {name: [file.format(split=split) for file in _spellings(LISTS[name][0])] for name in wanted}
+        return {name: partial(self.find, *files) for name, files in spelt.items()}
 
     def _kept(self, tasks: Collection[str], make: Callable[[Row], Sample], row: Row) -> Iterator[Sample]:
         sample = make(row)

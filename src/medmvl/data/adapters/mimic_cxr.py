@@ -12,7 +12,7 @@ from pydantic import Field
 
 from medmvl.core.config import Strict
 from medmvl.core.schema import Image, Sample, SampleError
-from medmvl.data.adapters.base import Adapter
+from medmvl.data.adapters.base import Adapter, Finders, LayoutError
 from medmvl.data.questions import draw
 from medmvl.data.rows import BadRow, Row, csv_rows, json_rows
 
@@ -25,6 +25,7 @@ LABELS = (
 Report = Callable[[], str]
 
 _NO_FINDING = "no finding"
+_OF_OPTION = {"reports": "report", "section": "report", "labels": "classification", "uncertain": "classification"}
 _STATES = {"1": "yes", "0": "no", "-1": "uncertain", "": ""}
 _LONGEST_REPORT = 2**20  # bytes; the longest has some thousands
 
@@ -126,16 +127,22 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
         form = self._form()
-        if form == "official" and "report" in tasks:
-            self._check_reports()
+        needed = [task for option, task in _OF_OPTION.items() if option in self.options.model_fields_set]
+        there = self.parts(split, tasks, lambda _: self._finders(form, tasks), needed)
         # Tables are read before the first row, so that one that is missing is no fault of the rows.
-        _ = self._files, self._views, "classification" not in tasks or self._labelled
+        _ = self._files, self._views, "classification" not in there or self._labelled
         if form == "official":
             rows = self._listed(split) if self.options.images == "each" else _by_study(self._listed(split))
-            yield from self.each(rows, partial(self._study, split, tasks))
+            yield from self.each(rows, partial(self._study, split, there))
         else:
             rows = json_rows(self.find("annotation.json"), split)
-            yield from self.each(rows, partial(self._r2gen, split, tasks))
+            yield from self.each(rows, partial(self._r2gen, split, there))
+
+    def _finders(self, form: str, tasks: Collection[str]) -> Finders[Path | None]:
+        """Return what finds the files of each task."""
+        reports = self._check_reports if form == "official" else partial(self.find, "annotation.json")
+        found = {"report": reports, "classification": partial(self.find, *self._label_tables)}
+        return {task: found[task] for task in found if task in tasks}
 
     def _form(self) -> str:
         if self.options.form != "auto":
@@ -225,7 +232,7 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
     def _check_reports(self) -> None:
         if not any(next(folder.glob("p*/p*/s*.txt"), None) for folder in self._report_folders):
             self.find("mimic-cxr-reports/files" if self.options.reports is None else self.options.reports)
-            raise ValueError(f"{self._report_folders[0]}: holds no reports such as p10/p10000032/s50414267.txt")
+            raise LayoutError(f"{self._report_folders[0]}: holds no reports such as p10/p10000032/s50414267.txt")
 
     # R2Gen's form.
 
@@ -295,15 +302,18 @@ files/p10/p10000032/s50414267/<dicom_id>.jpg     or images/p10/...
             raise ValueError(states)
         return {name.lower(): state for name, state in zip(LABELS, states, strict=True) if state}
 
+    @property
+    def _label_tables(self) -> list[str]:
+        return _table("test-set-labeled" if self.options.labels == "radiologist" else self.options.labels)
+
     @cached_property
     def _labelled(self) -> dict[str, tuple[str, ...] | str]:
         """Study -> its states in the order of `LABELS`, or what is wrong with its row."""
         found: dict[str, tuple[str, ...] | str] = {}
         same: dict[tuple[str, ...], tuple[str, ...]] = {}  # 200,000 studies share some thousand combinations
         by_hand = self.options.labels == "radiologist"
-        names = _table("test-set-labeled" if by_hand else self.options.labels)
         columns = ["Airspace Opacity" if by_hand and label == "Lung Opacity" else label for label in LABELS]
-        for row in csv_rows(self.find(*names), ("study_id", *columns)):
+        for row in csv_rows(self.find(*self._label_tables), ("study_id", *columns)):
             if isinstance(row, Row):
                 given = [row.optional(column).removesuffix(".0") for column in columns]
                 states = tuple(_STATES.get(value, "?") for value in given)

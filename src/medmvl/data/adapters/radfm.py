@@ -15,11 +15,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from medmvl.core.config import Strict
-from medmvl.core.log import get_logger
 from medmvl.core.lookup import choices_text
 from medmvl.core.schema import Image, Sample, SampleError
 from medmvl.data.adapters import medpix
-from medmvl.data.adapters.base import Adapter, Media
+from medmvl.data.adapters.base import Adapter, Finders, Media
 from medmvl.data.adapters.radfm_scans import Scans
 from medmvl.data.questions import draw
 from medmvl.data.rows import Row, csv_rows, json_rows
@@ -105,25 +104,18 @@ images/synpic1.png                            pictures of MedPix
         return LISTS[name].make(self, split, LISTS[name], f"{name}-{split}-{next(numbers):07}", row)
 
     def _files(self, split: str, tasks: Collection[str]) -> dict[str, Path]:
-        """Return the lists to read, and tell which lie not there."""
+        """Return the lists to read: those that the option names, or those of the tasks that are there."""
         asked = [name.strip() for name in self.options.lists.split(",") if name.strip()]
         for name in asked:
             if name not in LISTS:
                 raise ValueError(f"{self.name}: unknown list {name!r}; {choices_text(name, LISTS, 'lists')}")
-        spelt = {name: _spellings(one.files, split) for name, one in LISTS.items() if one.task in tasks}
-        if asked:
-            return {name: self.find(*spelt[name]) for name in asked if name in spelt}
-        there = {name: names for name, names in spelt.items() if self._has(names)}
-        if not there and not any(
-            self._has(_spellings(one.files, each)) for one in LISTS.values() for each in self.splits
-        ):
-            self.find(*(names[0] for names in spelt.values()))
-        if missing := ", ".join(sorted(set(spelt) - set(there))):
-            get_logger(__name__).warning("radfm: the lists %s of %s are not there and left out", missing, split)
-        return {name: self.find(*names) for name, names in there.items()}
+        wanted = [name for name in asked or LISTS if LISTS[name].task in tasks]
 
-    def _has(self, names: Collection[str]) -> bool:
-        return any((self.root / name).is_file() for name in names)
+        def finders(split: str) -> Finders[Path]:
+            return {name: partial(self.find, *_spellings(LISTS[name].files, split)) for name in wanted}
+
+        # A task has many lists, so that its name does not ask for each of them.
+        return self.parts(split, self.tasks, finders, needed=asked)
 
     def place(self, given: str, below: str = "") -> str:
         """Return where a file of a list lies now.

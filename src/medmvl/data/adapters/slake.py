@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property, partial
 from itertools import count
 from pathlib import PurePosixPath
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from medmvl.core.config import Strict
 from medmvl.core.schema import Box, Image, Sample, SampleError
-from medmvl.data.adapters.base import Adapter
+from medmvl.data.adapters.base import Adapter, Finders
 from medmvl.data.adapters.regions import corners, regions
 from medmvl.data.rows import BadRow, Row, json_rows
 
 _NAME = re.compile(r"\w[\w.-]*")
+_BOXES = "imgs/*/detection.json"
 _YES_NO = {"en": ("Yes", "No"), "zh": ("是", "不是")}
 
 
@@ -66,11 +67,22 @@ imgs/xmlab1/detection.json     [{"Liver": [x, y, width, height]}, ...]
 
     def samples(self, split: str, tasks: Collection[str]) -> Iterator[Sample | SampleError]:
         self.find("imgs")
-        if "vqa" in tasks:
+        _ = self._homes  # files that are missing are no fault of the rows
+        there = self.parts(split, tasks, partial(self._finders, tasks))
+        if "questions" in there:
             yield from self.each(self._rows(split), partial(self._question, split, count()))
-        if wanted := [task for task in ("rec", "reg") if task in tasks]:
+        if "detection.json" in there:
+            wanted = [task for task in ("rec", "reg") if task in tasks]
             for folder in [folder for folder, home in self._homes.items() if home == split]:
                 yield from self.each(self._boxes(folder), partial(self._box, split, wanted, folder))
+
+    def _finders(self, tasks: Collection[str], split: str) -> Finders[Any]:
+        found: dict[str, Callable[[], Any]] = {}
+        if "vqa" in tasks:
+            found["questions"] = partial(self._rows, split)
+        if {"rec", "reg"} & set(tasks):
+            found["detection.json"] = lambda: next(self.root.glob(_BOXES), None) or self.find(_BOXES)
+        return found
 
     def _rows(self, split: str) -> Iterator[Row | BadRow]:
         files = {"train": ("train.json",), "val": ("validate.json", "validation.json"), "test": ("test.json",)}
