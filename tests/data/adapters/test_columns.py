@@ -50,10 +50,11 @@ def test_columns_called_as_their_options_need_no_naming(tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({}, ["question: say which column holds it, question=Question", "answer: say which column holds it"]),
-        ({"question": "question", "answer": "reply"}, ["no column 'question'; did you mean 'Question'?"]),
+        ({}, ["answer: say which column holds it"]),
+        ({"question": " question", "answer": "reply"}, ["no column ' question'; write question=Question"]),
+        ({"question": "questoin", "answer": "reply"}, ["no column 'questoin'; did you mean 'Question'?"]),
         ({"ask": "In the {regoin}?", "answer": "reply"}, ["ask, {regoin}: there is no column 'regoin'; did you mean"]),
-        ({"answer": "reply"}, ["ask=TEXT or pool=NAME", "columns: file, Question, reply, region"]),
+        ({"image": "file"}, ["answer=COLUMN (or boxes=COLUMN)", "columns: file, Question, reply, region"]),
     ],
 )
 def test_options_that_fit_no_column_say_which_there_are(tmp_path, options, told):
@@ -61,6 +62,31 @@ def test_options_that_fit_no_column_say_which_there_are(tmp_path, options, told)
     with pytest.raises(TableError) as error:
         read(path, **options)
     assert all(words in str(error.value) for words in told)
+
+
+def test_columns_called_as_their_options_in_another_case_need_no_naming(tmp_path):
+    path = table(tmp_path / "x.csv", " Image ,QUESTION,Answer,Patient", "a.png,What?,This.,p1")
+    (sample,) = read(path)
+    assert sample.media_key == (str(tmp_path / "a.png"),) and sample.meta.patient == "p1"
+    path = table(tmp_path / "x.csv", "Image,IMAGE,question,answer", "a.png,b.png,What?,This.")
+    assert read(path)[0].media == () and read(path, image="IMAGE")[0].media_key == (str(tmp_path / "b.png"),)
+
+
+@pytest.mark.parametrize("row", ["a.png;What, please?;This, that.", "a.png;What?;This."])
+def test_another_separator_is_told_and_can_be_given(tmp_path, row):
+    path = table(tmp_path / "x.csv", "image;question;answer", row)
+    with pytest.raises(TableError, match="the separator looks like ';': add delimiter=';'"):
+        read(path)
+    (sample,) = read(path, delimiter=";")
+    assert sample.media_key == (str(tmp_path / "a.png"),) and sample.answer.startswith("This")
+    with pytest.raises(ValueError, match="delimiter"):
+        Columns(path, {"delimiter": "semicolon"})
+
+
+def test_a_table_without_rows_is_told(tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        assert read(table(tmp_path / "x.csv", "image,question,answer")) == []
+    assert f"{tmp_path / 'x.csv'}: holds no rows" in caplog.text
 
 
 def test_questions_come_from_a_text_with_columns_or_from_a_pool(tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
@@ -19,7 +19,7 @@ from medmvl.data.adapters.annotations import files_by_split, media_root, split_o
 from medmvl.data.adapters.base import Adapter, Media, Words
 from medmvl.data.adapters.embedded import unpacked
 from medmvl.data.questions import draw, pool
-from medmvl.data.rows import BadRow, Row, TableError, csv_rows, parquet_rows
+from medmvl.data.rows import BadRow, Row, TableError, csv_names, csv_rows, other_separator, parquet_rows
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _BOX = "<box>"
@@ -31,14 +31,18 @@ def _column(what: str) -> Any:
     return Field(default="", description=f"column with {what}")
 
 
+Delimiter = Literal["", ",", ";", "\t", "|"]
+DELIMITER: Any = Field(default="", description="between two cells of a CSV; default: a tab in .tsv, else a comma")
+
+
 class ColumnOptions(Strict):
-    """Which column says what; one that is called as its option need not be named.
+    """Which column says what; one that is called as its option, in whatever case, need not be named.
 
     Attributes:
         settings: options that name no column.
     """
 
-    settings: ClassVar[frozenset[str]] = frozenset({"ask", "pool", "separator", "media_root"})
+    settings: ClassVar[frozenset[str]] = frozenset({"ask", "pool", "separator", "delimiter", "media_root"})
     id: str = _column("the sample's id; default: the row's place")
     image: str = _column("the picture: a path, several, or the picture itself")
     volume: str = _column("the volume: a path, several, or the volume itself")
@@ -62,6 +66,7 @@ class ColumnOptions(Strict):
     modality: str = _column("the modality")
     answer_type: str = _column("the kind of answer: open, closed, choice")
     separator: str = Field(default=";", description="between several paths, or several choices, in one cell")
+    delimiter: Delimiter = DELIMITER
     media_root: str = Field(
         default="", description="folder that holds the media, seen from the table; default: where the table lies"
     )
@@ -75,7 +80,7 @@ class Columns(Adapter):
 
     name = "table"
     title = "A table with a row per question (CSV, TSV, Parquet)"
-    version = "1.0"
+    version = "1.1"
     licence = "as its source"
     access = "yours; --option image=COLUMN --option question=COLUMN --option answer=COLUMN says what its columns hold"
     tasks: ClassVar[Mapping[str, str]] = {"qa": "what the rows ask; a column `task` gives them names of their own"}
@@ -107,7 +112,7 @@ images/...     anywhere beside it; a folder with train.csv, val.csv and test.csv
         """Yield the rows of one table."""
         if file.suffix == ".parquet":
             return parquet_rows(file)
-        return csv_rows(file, delimiter="\t" if ".tsv" in file.name.lower() else ",")
+        return csv_rows(file, delimiter=self._delimiter(file))
 
     def media_folder(self, file: Path) -> str:
         """Return the folder that the paths in a table are relative to."""
@@ -131,24 +136,35 @@ images/...     anywhere beside it; a folder with train.csv, val.csv and test.csv
         named = {role: column for role in sorted(roles) if (column := getattr(self.options, role))}
         if self.split_of_all and self.split_of_all not in there:
             del named["split"]
-        columns = {role: role for role in roles if role in there} | named
+        columns = _own(roles, there) | named
         asked = [(f"ask, {{{name}}}", name) for name in _FIELD.findall(self.options.ask)]
         wrong = [
-            f"{option}: there is no column {column!r}; {choices_text(column, there, 'columns')}"
+            f"{option}: there is no column {column!r}; {_meant(option, column, there)}"
             for option, column in [*named.items(), *asked]
             if column not in there
         ]
         wrong += [_missing(role, there) for role in self._unsaid(columns)]
         if self.options.pool:
             pool(self.options.pool)
+        if wrong and self._is_csv(file) and (other := other_separator(there, self._delimiter(file))):
+            wrong.insert(0, f"the separator looks like {other!r}: add delimiter={other!r}")
         if wrong:
             raise TableError("\n  ".join([f"{file}: the options do not fit its columns", *wrong]))
         return columns
 
     def names(self, file: Path) -> list[str]:
         """Return the columns of a table."""
+        if self._is_csv(file):
+            return [name for name in csv_names(file, self._delimiter(file)) if name]
         rows = islice(self.rows(file), _PEEK)
         return list(dict.fromkeys(name for row in rows if isinstance(row, Row) for name in row.data))
+
+    @staticmethod
+    def _is_csv(file: Path) -> bool:
+        return file.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz"))
+
+    def _delimiter(self, file: Path) -> str:
+        return self.options.delimiter or ("\t" if ".tsv" in file.name.lower() else ",")
 
     def _unsaid(self, columns: Mapping[str, str]) -> list[str]:
         """Return the roles that nothing fills, and none can do without."""
@@ -214,6 +230,24 @@ images/...     anywhere beside it; a folder with train.csv, val.csv and test.csv
         if not isinstance(path, str):
             raise ValueError(f"holds neither a path nor a picture, but a {type(path).__name__}")
         return self.path(path, folder)
+
+
+def _own(roles: Collection[str], there: Sequence[str]) -> dict[str, str]:
+    """Return role -> the column that is called so: exactly, else in another case, where only one is."""
+    found = {}
+    for role in roles:
+        alike = [name for name in there if name.casefold() == role]
+        if role in there or len(alike) == 1:
+            found[role] = role if role in there else alike[0]
+    return found
+
+
+def _meant(option: str, column: str, there: Sequence[str]) -> str:
+    """Return the option as it should be written, where a column differs by case and blanks only, else all columns."""
+    alike = [name for name in there if name.casefold() == column.strip().casefold()]
+    if len(alike) == 1 and not option.startswith("ask"):
+        return f"write {option}={alike[0]}"
+    return choices_text(column, there, "columns")
 
 
 def _missing(role: str, there: Sequence[str]) -> str:

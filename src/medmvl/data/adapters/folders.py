@@ -15,7 +15,7 @@ from pydantic import Field
 from medmvl.core.config import Strict
 from medmvl.core.schema import Image, Sample, SampleError, Volume, split_fragment
 from medmvl.data.adapters.annotations import split_of
-from medmvl.data.adapters.columns import Columns
+from medmvl.data.adapters.columns import DELIMITER, Columns, Delimiter
 from medmvl.data.rows import Row, TableError
 from medmvl.imaging.picture import ImageError
 from medmvl.imaging.pseudonym import new_key, open_key, pseudonym
@@ -35,9 +35,12 @@ _VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".npy", ".npz")
 class FolderOptions(Strict):
     """Which table and column tell the reports, what they are joined by, and which scans are shown."""
 
-    settings: ClassVar[frozenset[str]] = frozenset({"table", "by", "ask", "pool", "modality", "files", "key_file"})
+    settings: ClassVar[frozenset[str]] = frozenset(
+        {"table", "delimiter", "by", "ask", "pool", "modality", "files", "key_file"}
+    )
 
     table: str = Field(default="", description=f"table of reports in the root; default: {', '.join(_TABLES)}")
+    delimiter: Delimiter = DELIMITER
     key: str = Field(
         default="", description="column that tells whose report it is; default: one called like participant_id, "
         "PatientID, StudyInstanceUID, AccessionNumber, SeriesInstanceUID or path"
