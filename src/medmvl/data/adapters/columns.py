@@ -147,7 +147,7 @@ images/...     anywhere beside it; a folder with train.csv, val.csv and test.csv
         if self.options.pool:
             pool(self.options.pool)
         if wrong and self._is_csv(file) and (other := other_separator(there, self._delimiter(file))):
-            wrong.insert(0, f"the separator looks like {other!r}: add delimiter={other!r}")
+            wrong = [f"the separator looks like {other!r}: add delimiter={other!r}"]
         if wrong:
             raise TableError("\n  ".join([f"{file}: the options do not fit its columns", *wrong]))
         return columns
