@@ -3,9 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from audit_store import row, rows, write
+import audit_store
+import dicom_files
+from audit_store import append, row, rows, scan, write
 from medmvl.cli.main import main
 
 
@@ -66,7 +71,7 @@ def test_samples_longer_than_the_recipe_allows(work: Path, tmp_path: Path, capsy
     told = json.loads((out / "audit.json").read_text())
     (finding,) = told["findings"]
     assert (finding["kind"], finding["count"]) == ("too_long", 1)  # of the training split alone
-    assert finding["examples"][0]["id"] == "tr50" and "max_tokens 256 in stage only" in finding["examples"][0]["detail"]
+    assert finding["examples"][0]["row"] == 25 and "max_tokens 256 in stage only" in finding["examples"][0]["detail"]
     (histogram,) = told["lengths"]
     assert histogram["limit"] == 256 and sum(histogram["counts"]) == 25 and histogram["longest"] > 256
 
@@ -103,3 +108,102 @@ def test_media_in_another_folder(tmp_path: Path) -> None:
     audit_at = ["data", "audit", str(folder), "--out", str(tmp_path / "out")]
     assert main(audit_at) == 0 and _kinds(tmp_path / "out") == {"missing": 40}
     assert main([*audit_at, "--root", str(tmp_path)]) == 0 and _kinds(tmp_path / "out") == {}
+
+
+NAMES = ("mustermann", "erika", "778899")
+
+
+@pytest.fixture
+def identifying(tmp_path: Path) -> Path:
+    """A store that names a patient in every place where data can, with a fault in each, so that each is told."""
+    folder = tmp_path / "ERIKA MUSTERMANN"
+    (folder / "images").mkdir(parents=True)
+    made = rows(folder)
+
+    def add(split: str, number: int, about: str, **changes: object) -> dict:
+        one = row(folder, split, number, **changes) | {"id": f"ERIKA-MRN778899-{about}"}
+        path = f"images/MUSTERMANN_ERIKA_{about}.png"
+        (folder / one["messages"][0]["content"][0]["path"]).rename(folder / path)
+        one["messages"][0]["content"][0]["path"] = path
+        one["meta"] |= {"patient": "MUSTERMANN778899", "study": f"ERIKA{about}", "note": "ERIKA"}
+        one["meta"] |= {"modality": "ERIKA"} if number < 53 else {}
+        made.append(one)
+        return one
+
+    same = audit_store.seed_of("train", 5)
+    add("train", 50, "missing")
+    add("train", 51, "corrupt")
+    add("test", 52, "leak", pixels=scan(same))
+    add("val", 53, "near", pixels=np.asarray(Image.fromarray(scan(same)).resize((90, 90))))
+    add("test", 54, "text", question="Does Frau Mustermann have it?", answer="Erika does")
+    add("train", 55, "black", pixels=np.zeros((64, 64), np.uint8))
+    for about in ("one", "two"):
+        one = add("train", 56, "same", question="Is ERIKA well?", answer=f"MUSTERMANN {about}") | {
+            "id": f"ERIKA {about}"
+        }
+        made[-1] = one
+    made.append(made[-1] | {"id": "ERIKA again"})
+    add("val", 57, "split", meta={"boxes": [{"coords": [0, 0, 900, 900], "label": "ERIKA"}]})
+    add("train", 58, "words", task="MUSTERMANN/vqa", source="ERIKA", meta={"answer_type": "ERIKA"})
+    add("train", 59, "nothing", answer=" ")
+    header = row(folder, "train", 61) | {"id": "ERIKA header"}
+    data = dicom_files.dataset(scan(99).astype(np.uint16), PatientComments="MUSTERMANN", BurnedInAnnotation="YES")
+    data.PatientName, data.PatientID = "MUSTERMANN^ERIKA", "778899"
+    dicom_files.save(folder / "images" / "ERIKA.dcm", data)
+    header["messages"][0]["content"][0]["path"] = "images/ERIKA.dcm"
+    fields = row(folder, "train", 62) | {"id": "ERIKA fields"}
+    words = PngInfo()
+    words.add_text("MUSTERMANN name", "MUSTERMANN^ERIKA")
+    Image.fromarray(scan(62)).save(folder / "images" / "train62.png", pnginfo=words)
+    text_only = [row(folder, split, 63, question="Who is ERIKA?", answer="MUSTERMANN") for split in ("train", "test")]
+    for one in text_only:
+        one["messages"][0]["content"] = one["messages"][0]["content"][1:]
+        one["id"] += "ERIKA"
+    official = row(folder, "train", 64) | {"id": "test/ERIKA"}
+    write(folder, [*made, header, fields, official, *text_only])
+    (folder / "images" / "MUSTERMANN_ERIKA_missing.png").unlink()
+    (folder / "images" / "MUSTERMANN_ERIKA_corrupt.png").write_bytes(b"ERIKA")
+    append(folder, "test", '{"id": "ERIKA", MUSTERMANN', row(folder, "train", 65) | {"id": "ERIKA moved"}, {
+        "id": "ERIKA bad", "MUSTERMANN": 1, "messages": [{"role": "MUSTERMANN", "content": "ERIKA"}]}, {
+        "id": "ERIKA out", "messages": [{"role": "user", "content": [{"type": "image", "path": "../ERIKA.png"}]}]},
+    )  # fmt: skip
+    (folder / "manifest.json").unlink()
+    (folder / "MUSTERMANN.jsonl").write_text(json.dumps(row(folder, "ERIKA", 66)) + "\n")
+    (folder / "test778899.jsonl").write_text("MUSTERMANN\n")
+    return folder
+
+
+def _said(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    printed = capfd.readouterr()
+    return (printed.out + printed.err + "".join(path.read_text() for path in folder.iterdir())).lower()
+
+
+def test_nothing_names_a_patient(
+    identifying: Path, work: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = _recipe(work, tmp_path, "    augmentation: {mirror: true}\n"), tmp_path / "out"
+    recipe.write_text(recipe.read_text().replace("source: films", f"source: {identifying}"))
+    capfd.readouterr()
+    assert main(["data", "audit", str(identifying), "--recipe", str(recipe), "--out", str(out)]) == 0
+    told = _said(out, capfd)
+    assert {kind for kind in _kinds(out)} >= {
+        "missing", "corrupt", "broken_row", "broken_split", "leak_patient", "leak_file", "leak_near", "leak_text",
+        "split_field", "split_official", "identifier_text", "identifier_dicom", "identifier_metadata", "conflict",
+        "identifier_burned_in", "duplicate", "blank", "box_outside", "empty_answer",
+    }  # fmt: skip
+    assert [told[max(0, told.index(name) - 99) :][:150] for name in NAMES if name in told] == []
+    assert "row 25, medium 1" in told and "(rare answers)" in told and "store 1" in told
+
+
+def test_names_on_request(identifying: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["data", "audit", str(identifying), "--out", str(out), "--show-names"]) == 0
+    told = _said(out, capfd)
+    for shown in ("erika-mrn778899-missing", "images/mustermann_erika_missing.png", "is erika well?", "mustermann two"):
+        assert shown in told, shown
+    assert "which may name patients: keep it where the data may be" in told
+
+
+def test_help_says_what_names_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "audit", "--help"]) == 0
+    assert "--show-names" in capsys.readouterr().out

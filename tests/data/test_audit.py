@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import audit_store
 import dicom_files
@@ -25,7 +26,7 @@ from medmvl.imaging.read import read_image
 
 def found(*stores: Path, **options: object) -> dict[str, tuple[int, list[Example]]]:
     """Return kind -> (count, examples)."""
-    result = audit(list(stores), workers=2, **options)  # type: ignore[arg-type]
+    result = audit(list(stores), workers=2, names=True, **options)  # type: ignore[arg-type]
     return {finding.kind: (finding.count, list(finding.examples)) for finding in result.findings}
 
 
@@ -144,8 +145,8 @@ def test_broken_and_missing_media(tmp_path: Path) -> None:
     kinds = planted(tmp_path, broken, gone)
     assert set(kinds) == {"corrupt", "missing"}
     (cut,), (absent,) = kinds["corrupt"][1], kinds["missing"][1]
-    assert (cut.id, cut.place) == ("te50", "images/test50.png") and "damaged" in cut.detail
-    assert (absent.id, absent.place) == ("te51", "images/test51.png")
+    assert (cut.id, cut.path) == ("te50", "images/test50.png") and "damaged" in cut.detail
+    assert (absent.id, absent.path) == ("te51", "images/test51.png")
 
 
 def test_a_header_and_a_report_that_identify(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_header_and_a_report_that_identify(tmp_path: Path) -> None:
     said = "No effusion. Read by Jane Secret on 03/14/2019, MRN 4455667."
     report = row(tmp_path, "train", 51, answer=said, meta={"answer_type": "report"})
     short = row(tmp_path, "val", 52, answer="Mrs. Secret")
-    result = audit([write(tmp_path, [*rows(tmp_path), header, report, short])], workers=2)
+    result = audit([write(tmp_path, [*rows(tmp_path), header, report, short])], workers=2, names=True)
     kinds = {finding.kind: finding for finding in result.findings}
     assert set(kinds) == {"identifier_dicom", "identifier_date", "identifier_burned_in", "identifier_text"}
     assert kinds["identifier_dicom"].examples[0].id == "tr50"
@@ -181,6 +182,78 @@ def test_a_header_is_looked_at_though_the_pixels_are_cut_off(tmp_path: Path) -> 
     assert {"corrupt", "identifier_dicom"} <= set(kinds)
 
 
+def test_fields_beside_the_pixels_that_identify(tmp_path: Path) -> None:
+    picture, volume = row(tmp_path, "train", 50), row(tmp_path, "train", 51)
+    words = PngInfo()
+    words.add_text("Comment", "Read by Jane Secret on 03/14/2019")
+    words.add_text("PatientName", "Zoe")
+    words.add_text("Software", "a program of 2019-03-14")
+    Image.fromarray(scan(50)).save(tmp_path / "images" / "train50.png", pnginfo=words)
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 99, (4, 8, 8)).astype(np.int16))
+    image.SetMetaData("0010|0010", "SECRET^JANE")
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
+    volume["messages"][0]["content"][0] = {"type": "volume", "path": "a.nrrd"}
+    kinds = planted(tmp_path, picture, volume)
+    assert set(kinds) == {"identifier_metadata"} and kinds["identifier_metadata"][0] == 2
+    told = {one.id: one.detail for one in kinds["identifier_metadata"][1]}
+    assert told["tr50"] == "PNG Comment (name, date); PatientName in PNG text (person)"
+    assert told["tr51"] == "PatientName in NRRD key (person, name)"
+
+
+def boxed(folder: Path, number: int, coords: list[float], kind: str = "box", **about: object) -> dict:
+    """A row whose answer is a box."""
+    one = row(folder, "train", number, meta={"boxes": [{"coords": coords}]}, **about)
+    one["messages"][1]["content"] = [{"type": kind, "box": 0}]
+    return one
+
+
+def test_boxes_outside_of_their_picture(tmp_path: Path) -> None:
+    made = [
+        boxed(tmp_path, 50, [10, 10, 60, 60]),
+        boxed(tmp_path, 51, [-1, 0, 129, 129]),  # rounding
+        boxed(tmp_path, 52, [100, 100, 140, 120]),
+        boxed(tmp_path, 53, [130, 0, 150, 20]),
+    ]
+    kinds = planted(tmp_path, *made)
+    assert set(kinds) == {"box_outside"} and kinds["box_outside"][0] == 2
+    told = {one.id: one.detail for one in kinds["box_outside"][1]}
+    assert told == {
+        "tr52": "(100, 100, 140, 120) reaches out of 128 x 128 pixels",
+        "tr53": "(130, 0, 150, 20) lies outside of 128 x 128 pixels",
+    }
+
+
+def test_boxes_of_volumes_are_held_against_the_frame_of_the_file(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 99, (40, 20, 10)).astype(np.int16))
+    image.SetDirection((0, 0, 1, 1, 0, 0, 0, 1, 0))  # the file's axes are others than the patient's
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    made = [boxed(tmp_path, n, [0, 0, 0, *far]) for n, far in ((50, (10, 20, 40)), (51, (40, 20, 10)))]
+    for one in made:
+        one["messages"][0]["content"][0] = {"type": "volume", "path": "a.nii.gz"}
+    count, (example,) = planted(tmp_path, *made)["box_outside"]
+    assert count == 1 and example.id == "tr51" and example.detail.endswith("of 10 x 20 x 40 voxels")
+
+
+def test_several_boxes_of_one_name_are_no_contradiction(tmp_path: Path) -> None:
+    one = boxed(tmp_path, 50, [10, 10, 60, 60], question="Where is the lung?")
+    other = boxed(tmp_path, 50, [70, 10, 120, 60], question="Where is the lung?") | {"id": "other"}
+    assert planted(tmp_path, one, other) == {}
+
+
+def test_a_black_picture(tmp_path: Path) -> None:
+    kinds = planted(tmp_path, row(tmp_path, "test", 50, pixels=np.zeros((64, 64), np.uint8)))
+    assert set(kinds) == {"blank"} and kinds["blank"][1][0].id == "te50" and KINDS["blank"].severity == "warning"
+
+
+@pytest.mark.parametrize("side", [128, 70])
+def test_a_mirrored_copy(tmp_path: Path, side: int) -> None:
+    pixels = np.asarray(Image.fromarray(scan(audit_store.seed_of("train", 5))[:, ::-1]).resize((side, side)))
+    kinds = planted(tmp_path, row(tmp_path, "test", 50, pixels=pixels))
+    assert set(kinds) == {"leak_near"}
+    (example,) = kinds["leak_near"][1]
+    assert both(example) == {("train", "tr5"), ("test", "te50")} and example.detail.startswith("mirrored, ")
+
+
 def test_repeats_and_contradictions(tmp_path: Path) -> None:
     one = row(tmp_path, "train", 50)
     again = one | {"id": "again"}
@@ -190,7 +263,7 @@ def test_repeats_and_contradictions(tmp_path: Path) -> None:
     assert kinds["duplicate"][0] == kinds["conflict"][0] == 1
     assert both(kinds["duplicate"][1][0]) == {("train", "tr50"), ("train", "again")}
     assert ("train", "other") in both(kinds["conflict"][1][0])
-    assert "Nothing at all." in kinds["conflict"][1][0].detail
+    assert "Nothing at all." in kinds["conflict"][1][0].text
 
 
 def test_answers_that_differ_in_case_and_stops_only_are_no_contradiction(tmp_path: Path) -> None:
@@ -221,9 +294,9 @@ def test_broken_lines_end_nothing(tmp_path: Path) -> None:
     kinds = found(store)
     assert set(kinds) == {"broken_row", "split_manifest", "leak_patient"}
     assert kinds["broken_row"][0] == 2
-    told = {example.id: (example.place, example.detail) for example in kinds["broken_row"][1]}
-    assert told["?"][0] == "line 10" and "not valid JSON" in told["?"][1]
-    assert "leaves the given folders" in told["out"][1]
+    told = {example.row: example for example in kinds["broken_row"][1]}
+    assert told[10].place == "line 10" and told[10].detail == "not valid JSON" and "JSON: " in told[10].text
+    assert told[11].id == "out" and told[11].detail == "leaves the given folders"
 
 
 def test_media_behind_a_broken_row_are_looked_at(tmp_path: Path) -> None:
@@ -305,7 +378,7 @@ def test_lengths_against_a_limit(tmp_path: Path) -> None:
 
     long = row(tmp_path, "train", 50, answer="very " * 30 + "long", meta={"answer_type": "open"})
     store = write(tmp_path, [*rows(tmp_path), long])
-    result = audit([store], uses=[use(store, tokens=Tokens(12, count, "words"))], workers=1)
+    result = audit([store], uses=[use(store, tokens=Tokens(12, count, "words"))], workers=1, names=True)
     kinds = {finding.kind: finding for finding in result.findings}
     assert set(kinds) == {"too_long", "uncounted"}
     assert [(e.id, e.detail) for e in kinds["too_long"].examples] == [
@@ -349,18 +422,18 @@ def test_marks_mean_kinds_groups_and_severities() -> None:
 
 def test_a_ledger_shows_every_split_before_one_twice() -> None:
     ledger = Ledger(most=2)
-    ledger.add("corrupt", 5, "5 files", [Example("a", "train", str(n)) for n in range(5)])
-    ledger.add("corrupt", 1, "1 file", [Example("a", "test", "x")])
+    ledger.add("corrupt", 5, "5 files", [Example("a", "train", n) for n in range(5)])
+    ledger.add("corrupt", 1, "1 file", [Example("a", "test", 9)])
     ledger.add("missing", 0, "none")
     (finding,) = ledger.findings()
-    assert finding.count == 6 and [one.id for one in finding.examples] == ["0", "x"]
+    assert finding.count == 6 and [one.row for one in finding.examples] == [0, 9]
 
 
 def test_files(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
     made = [*rows(tmp_path), row(tmp_path, "test", 50, answer="", id=nasty)]
     copy = row(tmp_path, "test", 51, pixels=scan(audit_store.seed_of("train", 0)))
-    result = audit([write(tmp_path, [*made, copy])], workers=2, blocking=blocking(["empty"]))
+    result = audit([write(tmp_path, [*made, copy])], workers=2, blocking=blocking(["empty"]), names=True)
     assert result.blocks
     data, page = write_audit(result, tmp_path / "out")
     told = json.loads(data.read_text())

@@ -112,6 +112,10 @@ class LineReader:
                 left -= len(block)
         return digest.hexdigest()
 
+    def line(self, row: int) -> int:
+        """Return the number of a row's line, from 1."""
+        return int(self._index.lines[row])
+
     def read(self, row: int) -> tuple[Mapping[str, Any], str]:
         """Return what stands at a row, and the place for messages."""
         with opened(self.path) as file:

@@ -193,6 +193,10 @@ class ShardReader:
         ends = np.flatnonzero(self._shard_ends == rows)
         return _joined(self._digests[: int(ends[0]) + 1]) if len(ends) else ""
 
+    def line(self, row: int) -> int:
+        """Return the number of a row in the split, from 1."""
+        return row + 1
+
     def read(self, row: int) -> tuple[Mapping[str, Any], str]:
         """Return the sample of a row, its embedded media unpacked, and the place for messages.
 

@@ -253,6 +253,10 @@ class SampleStore(Sequence[Sample]):
         """Number of every row in the whole split, whose tasks may be more."""
         return self._rows
 
+    def line(self, row: int) -> int:
+        """Return the number of a row's line in its file, from 1; in Parquet shards that of the row in the split."""
+        return self._reader.line(int(self._rows[row]))
+
     @property
     def total(self) -> int:
         """Rows of the whole split."""

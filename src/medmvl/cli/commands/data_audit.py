@@ -32,6 +32,12 @@ def audit(
         typer.Option(help="Findings that end the command with an error: kinds (corrupt), groups (leak), error, all."),
     ] = None,
     root: Annotated[list[Path] | None, typer.Option(help="Further folder that media may lie in.")] = None,
+    show_names: Annotated[
+        bool,
+        typer.Option(
+            "--show-names", help="Show ids, file names and quoted texts; all three may name patients. Default: rows."
+        ),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes, each with one file in memory; default: one per core.")
     ] = None,
@@ -39,7 +45,8 @@ def audit(
     """Look for leaks between splits, broken files, repeated samples, identifiers, odd balance, too long samples.
 
     Every picture and volume is read once. Several stores are also compared with each other. The exit code is 1 when a
-    finding is of a kind that --block names; by default nothing blocks.
+    finding is of a kind that --block names; by default nothing blocks. Samples are told by store, split and row (line),
+    so that the audit may be passed on without an id, a file name or a sentence; the page shows pictures of look-alikes.
 
     \b
     medmvl data audit data/slake
@@ -59,14 +66,16 @@ def audit(
     settings = None if recipe is None else Recipe.load(recipe)
     roots = [*(root or []), *(map(Path, settings.run.data_roots) if settings else [])]
     folders = [find_source(name, [*roots, "data"]).folder for name in stores or []]
-    uses, skipped = ([], []) if settings is None else _uses(settings, folders)
+    uses, skipped, absent = ([], [], []) if settings is None else _uses(settings, folders)
     folders = folders or list(dict.fromkeys(use.folder for use in uses))
     if not folders:
-        raise ValueError("\n  ".join([f"{recipe}: none of its data is here", *skipped]))
+        raise ValueError("\n  ".join([f"{recipe}: none of its data is here", *skipped, *absent]))
+    if absent and not show_names:
+        absent = [f"{len(absent)} sources of the recipe, which are not here (--show-names names them)"]
     out.mkdir(parents=True, exist_ok=True)
     result = run(
-        folders, roots=roots, uses=uses, skipped=skipped, blocking=marked, workers=workers, scratch=out,
-        progress=progress,
+        folders, roots=roots, uses=uses, skipped=[*skipped, *absent], blocking=marked, names=show_names,
+        workers=workers, scratch=out, progress=progress,
     )  # fmt: skip
     written = write_audit(result, out)
     _print(result)
@@ -77,8 +86,8 @@ def audit(
         raise typer.Exit(1)
 
 
-def _uses(settings: "Recipe", folders: "Sequence[Path]") -> "tuple[list[Use], list[str]]":
-    """Return what a recipe does with its data, or would do with other stores, and what cannot be told of it."""
+def _uses(settings: "Recipe", folders: "Sequence[Path]") -> "tuple[list[Use], list[str], list[str]]":
+    """Return what a recipe does with its data, or would do with other stores; what cannot be told; absent sources."""
     from medmvl.cli.commands.check import processor_of, shapes_of, start_of
     from medmvl.train.sources import status
 
@@ -86,18 +95,19 @@ def _uses(settings: "Recipe", folders: "Sequence[Path]") -> "tuple[list[Use], li
     skipped = ["lengths in tokens: the tokenizer is not on this machine"] if built.tokenizer is None else []
     read = {stage.name: processor_of(stage, built, template, sys.maxsize) for stage in settings.stages}
     uses: list[Use] = []
+    absent: list[str] = []
     for stage, data, training in _sources(settings):
         found = status(data, settings.run.data_roots)
         if found.store is not None:
             uses.append(_use(settings, stage, data, training, found.store, read[stage.name]))
         elif not folders:
-            skipped.append(f"{data.source} ({data.split}): {found.note}")
+            absent.append(f"{data.source} ({data.split}): {found.note}")
     known = {use.folder for use in uses}
     for stage, data in _others(settings, [folder for folder in folders if not {folder, folder.parent} & known]):
         found = status(data, settings.run.data_roots)
         if found.store is not None:  # else the audit tells what is wrong with it
             uses.append(_use(settings, stage, data, True, found.store, read[stage.name]))
-    return uses, list(dict.fromkeys(skipped))
+    return uses, skipped, list(dict.fromkeys(absent))
 
 
 def _sources(settings: "Recipe") -> "Iterator[tuple[Stage, Data, bool]]":

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations, islice
+from dataclasses import dataclass, replace
+from itertools import combinations, islice, permutations
 from pathlib import Path
 
 import numpy as np
 
 from medmvl.core.schema import Sample, SampleError, Text
 from medmvl.data.audit.duplicates import near_pairs
-from medmvl.data.audit.findings import Example, Ledger
-from medmvl.data.audit.identifiers import masked
-from medmvl.data.audit.media import Media
-from medmvl.data.audit.samples import DISTINCT, SIDES, Facts, Origin
+from medmvl.data.audit.findings import Example, Ledger, reason
+from medmvl.data.audit.identifiers import identifiers, masked
+from medmvl.data.audit.media import GOOD, Media
+from medmvl.data.audit.samples import BOXED, BOXES, DISTINCT, HIDDEN, SIDES, Facts, Origin
 from medmvl.data.store import SampleStore
 from medmvl.data.tokens import REFUSED, token_counts
+from medmvl.imaging.geometry import beyond
 
 MAJORITY, ENOUGH = 0.95, 20
 """Share of the most frequent answer that is told, among at least so many samples."""
+
+COMMON, RARE = 5, "(rare)"
+"""Answers and names that so many samples have are classes, and shown; what stands for the others, which may name
+someone."""
 
 EXPECTED = 6
 """An answer is missed in a split that should have so many of them, going by what two splits have together."""
@@ -76,24 +81,30 @@ def check_rows(ledger: Ledger, origins: Sequence[Origin], facts: Sequence[Facts]
     """Tell what was wrong with single samples."""
     for origin, known in zip(origins, facts, strict=True):
         for kind, count in known.wrong.items():
-            examples = [origin.example(row, place=place, detail=detail) for row, place, detail in known.examples[kind]]
+            examples = [
+                origin.example(row, place=place, detail=detail, text=text)
+                for row, place, detail, text in known.examples[kind]
+            ]
             about = ", ".join(f"{n:,} {name}" for name, n in known.about[kind].most_common(6))
             told = f" ({about})" if about else ""
             ledger.add(kind, count, f"{_many(count, 'sample')} of {_name(origin)}{told}", examples)
 
 
 def check_media(ledger: Ledger, origins: Sequence[Origin], media: Media) -> None:
-    """Tell which media are missing or broken, and what their headers hold."""
+    """Tell which media are missing, broken or blank, and what their headers and other fields hold."""
     first = media.usage.first()
 
-    def example(number: int, detail: str) -> Example:
-        return _shown(origins, media, first[number], detail)
+    def example(number: int, detail: str = "", text: str = "") -> Example:
+        return _shown(origins, media, first[number], detail, text)
 
     for kind in ("missing", "corrupt"):
         state = {"missing": 2, "corrupt": 3}[kind]
-        examples = [example(n, why) for n, why in sorted(media.wrong.items()) if media.state[n] == state]
+        wrong = [(n, why) for n, why in sorted(media.wrong.items()) if media.state[n] == state]
+        examples = [example(n, reason(why), masked(why)) for n, why in wrong]
         count = media.counts[kind]
         ledger.add(kind, count, f"{_many(count, 'file')} of {len(media.usage):,}", examples)
+    count = media.counts["blank"]
+    ledger.add("blank", count, f"{_many(count, 'picture')} or volumes", map(example, sorted(media.blank)))
     held = sorted(media.identity.items())
     for kind, name in (("identifier_dicom", "direct"), ("identifier_date", "indirect")):
         examples = [example(n, ", ".join(getattr(one, name)[:8])) for n, one in held if getattr(one, name)]
@@ -102,9 +113,44 @@ def check_media(ledger: Ledger, origins: Sequence[Origin], media: Media) -> None
         count = media.counts[name]
         told = ", ".join(f"{word} in {n:,}" for word, n in top)
         ledger.add(kind, count, f"{_many(count, 'file')} or series: {told}", examples)
+    count = media.counts["notes"]
+    told = ", ".join(f"{name} in {n:,}" for name, n in media.fields.most_common(6))
+    noted = [example(n, "; ".join(names[:8])) for n, names in sorted(media.notes.items())]
+    ledger.add("identifier_metadata", count, f"{_many(count, 'file')}: {told}", noted)
     burned = [example(n, one.burned_in) for n, one in held if one.burned_in]
     count = media.counts["burned_in"]
     ledger.add("identifier_burned_in", count, f"{_many(count, 'file')} or series", burned)
+
+
+def check_boxes(ledger: Ledger, origins: Sequence[Origin], facts: Sequence[Facts], media: Media) -> None:
+    """Hold every box against the size of its picture or volume, as training does."""
+    for origin, known in zip(origins, facts, strict=True):
+        boxes = np.concatenate([np.zeros(0, BOXES), *known.boxes])
+        boxes = boxes[np.lexsort((boxes["position"], boxes["row"]))]
+        numbers = media.usage.numbers(boxes["media"])
+        there = (numbers >= 0) & (media.state[numbers] == GOOD)
+        boxes, frames = boxes[there], media.frame[numbers[there]]
+        outside = [_outside(box, frame) for box, frame in zip(boxes, frames.tolist(), strict=True)]
+        places = [place for place, told in enumerate(outside) if told]
+        examples = [
+            origin.example(int(boxes[place]["row"]), media=int(boxes[place]["position"]) + 1, detail=outside[place])
+            for place in places[: ledger.most]
+        ]
+        rows = len(np.unique(boxes["row"][places]))
+        told = f"{_many(len(places), 'box')} of {_many(rows, 'sample')} of {_name(origin)}"
+        ledger.add("box_outside", len(places), told, examples)
+
+
+def _outside(box: np.void, frame: Sequence[int]) -> str:
+    """Return how a box leaves its frame (depth, height, width), "" for one that keeps inside."""
+    axes = int(box["axes"])
+    coords, size = box["coords"][: 2 * axes].tolist(), frame[-axes:]
+    past = beyond(coords, size)
+    if not past:
+        return ""
+    where = {"partly": "reaches out", "outside": "lies outside"}[past]
+    corners = ", ".join(f"{number:g}" for number in coords)
+    return f"({corners}) {where} of {' x '.join(map(str, size[::-1]))} {'pixels' if axes == 2 else 'voxels'}"
 
 
 def check_leaks(ledger: Ledger, origins: Sequence[Origin], facts: Sequence[Facts], media: Media) -> None:
@@ -156,7 +202,7 @@ def _shared_texts(ledger: Ledger, origins: Sequence[Origin], facts: Sequence[Fac
     shared, left, right = np.intersect1d(*keys, return_indices=True)
     left, right = left[shared != 0], right[shared != 0]
     examples = [
-        origins[i].example(a, detail=_question(origins[i], a), other=origins[j].example(b))
+        origins[i].example(a, text=_question(origins[i], a), other=origins[j].example(b))
         for a, b in islice(zip(left.tolist(), right.tolist(), strict=True), ledger.most)
     ]
     told = f"{_many(len(left), 'question')} of {_name(origins[i])} also in {_name(origins[j])}"
@@ -191,11 +237,14 @@ def _near_media(
     news = [
         some[~np.isin(media.pixels[some], media.pixels[others])] for some, others in ((first, second), (second, first))
     ]
-    found = [(alike, a, b) for a, b, alike in near_pairs(*news, media.phash, media.small, media.size)]
+    alike = {(a, b): (r, "") for a, b, r in near_pairs(*news, media.phash, media.small, media.size)}
+    flipped = near_pairs(*news, media.phash, media.small, media.size, media.mirrored)
+    alike = {(a, b): (r, "mirrored, ") for a, b, r in flipped} | alike
+    found = [(r, how, a, b) for (a, b), (r, how) in alike.items()]
     places = [{int(number): place for place, number in enumerate(some["media"])} for some in entries if found]
     examples = [
-        _both(origins, media, entries[0][places[0][a]], entries[1][places[1][b]], f"correlation {alike:.4f}")
-        for alike, a, b in sorted(found, reverse=True)[: ledger.most]
+        _both(origins, media, entries[0][places[0][a]], entries[1][places[1][b]], f"{how}correlation {r:.4f}")
+        for r, how, a, b in sorted(found, reverse=True)[: ledger.most]
     ]
     told = f"{_many(len(found), 'pair')} between {_name(origins[pair[0]])} and {_name(origins[pair[1]])}"
     ledger.add("leak_near", len(found), told, examples)
@@ -209,15 +258,16 @@ def _one_each(media: Media, numbers: np.ndarray) -> np.ndarray:
 
 def _both(origins: Sequence[Origin], media: Media, one: np.void, other: np.void, detail: str) -> Example:
     first, second = _shown(origins, media, one, detail), _shown(origins, media, other, "")
-    return Example(first.store, first.split, first.id, first.place, detail, second, first.address)
+    return replace(first, other=second)
 
 
-def _shown(origins: Sequence[Origin], media: Media, entry: np.void, detail: str) -> Example:
+def _shown(origins: Sequence[Origin], media: Media, entry: np.void, detail: str, text: str = "") -> Example:
     """Return the example of a medium; its picture is not shown where words are burned into it."""
     origin, row = origins[entry["origin"]], int(entry["row"])
-    path = origin.store[row].media_key[entry["position"]]
-    hidden = int(entry["media"]) in media.burned_in
-    return origin.example(row, place=origin.inside(path), detail=detail, address="" if hidden else path)
+    place = int(entry["position"])
+    path = origin.store[row].media_key[place]
+    address = "" if int(entry["media"]) in media.burned_in else path
+    return origin.example(row, media=place + 1, path=origin.inside(path), detail=detail, text=text, address=address)
 
 
 def check_repeats(ledger: Ledger, origins: Sequence[Origin], facts: Sequence[Facts]) -> None:
@@ -234,6 +284,9 @@ def check_repeats(ledger: Ledger, origins: Sequence[Origin], facts: Sequence[Fac
         same = (ask[order][1:] == ask[order][:-1]) & (ask[order][1:] != 0)
         equal = answer[order][1:] == answer[order][:-1]
         answered = (answer[order][1:] != 0) & (answer[order][:-1] != 0)
+        boxed = np.concatenate([facts[n].flags & BOXED > 0 for n in members])[order]
+        # One name may have several boxes in a picture, each asked for by the same question.
+        answered &= ~(boxed[1:] & boxed[:-1])
         beside = whose[order][1:] == whose[order][:-1]
         for kind, found in (("conflict", same & ~equal & answered), ("duplicate", same & equal & beside)):
             _tell_repeats(ledger, origins, kind, order, np.flatnonzero(found), ask, whose, starts)
@@ -260,7 +313,7 @@ def _tell_repeats(
             (origins[whose[at]], int(at - starts[int(whose[at])])) for at in sorted(order[place : place + 2].tolist())
         )
         said = f"{_question(*one)} | {_answer(*one)} | {_answer(*other)}" if kind == "conflict" else _question(*one)
-        examples.append(one[0].example(one[1], detail=said, other=other[0].example(other[1])))
+        examples.append(one[0].example(one[1], text=said, other=other[0].example(other[1])))
     name = origins[whose[order[found[0]]]].name
     noun = "question" if kind == "conflict" else "sample"
     ledger.add(kind, len(found), f"{_many(len(found), noun)} of {name}", examples)
@@ -271,7 +324,7 @@ def check_splits(ledger: Ledger, origins: Sequence[Origin]) -> None:
     for origin in origins:
         for told in _unlike_manifest(origin):
             ledger.add(
-                "split_manifest", 1, f"{_name(origin)}: {told}", [Example(origin.name, origin.split, detail=told)]
+                "split_manifest", 1, f"{_name(origin)}: {told}", [Example(origin.name, origin.called, detail=told)]
             )
     for folder in dict.fromkeys(origin.folder for origin in origins):
         sizes = {origin: len(origin.store) for origin in origins if origin.folder == folder}
@@ -279,7 +332,7 @@ def check_splits(ledger: Ledger, origins: Sequence[Origin]) -> None:
         for origin, size in sizes.items():
             if training and origin.role in ("val", "test") and size > training:
                 told = f"{_name(origin)} has {size:,} samples, the training split {training:,}"
-                ledger.add("split_size", 1, told, [Example(origin.name, origin.split, detail=told)])
+                ledger.add("split_size", 1, told, [Example(origin.name, origin.called, detail=told)])
 
 
 def _unlike_manifest(origin: Origin) -> Iterator[str]:
@@ -304,17 +357,42 @@ def _task_codes(origin: Origin) -> dict[int, str]:
 def check_balance(ledger: Ledger, origins: Sequence[Origin], facts: Sequence[Facts]) -> None:
     """Find tasks with nearly one answer, and answers that a split lacks though another has many."""
     classes = [class_counts(known) for known in facts]
-    for origin, tasks in zip(origins, classes, strict=True):
+    for origin, known, tasks in zip(origins, facts, classes, strict=True):
         for task, answers in tasks.items():
             (top, most), total = answers.most_common(1)[0], sum(answers.values())
             if total >= ENOUGH and most / total >= MAJORITY:
-                told = f"{_name(origin)}, task {task or '(none)'}: {top!r} answers {most / total:.0%} of {total:,}"
-                ledger.add("balance_majority", 1, told, [Example(origin.name, origin.split, place=task, detail=told)])
-    for i, j in combinations(range(len(origins)), 2):
+                names = _spoken(ledger, known, task, [top], answers)
+                _tell_class(
+                    ledger, "balance_majority", 1, origin, task, f"{names} answers {most / total:.0%} of {total:,}"
+                )
+    for i, j in permutations(range(len(origins)), 2):
         if origins[i].folder == origins[j].folder:
-            for task in classes[i].keys() & classes[j].keys():
-                _missed(ledger, task, (origins[i], classes[i][task]), (origins[j], classes[j][task]))
-                _missed(ledger, task, (origins[j], classes[j][task]), (origins[i], classes[i][task]))
+            for task in sorted(classes[i].keys() & classes[j].keys()):
+                gone = _missed(classes[i][task], classes[j][task])
+                names = _spoken(ledger, facts[i], task, gone, classes[i][task])
+                said = f"{names} in {_name(origins[i])}, never here"
+                _tell_class(ledger, "balance_missing", len(gone), origins[j], task, said)
+
+
+def _tell_class(ledger: Ledger, kind: str, count: int, origin: Origin, task: str, said: str) -> None:
+    name = (task or "(none)") if ledger.names or not identifiers(task) else RARE
+    told = f"{_name(origin)}, task {name}: {said}"
+    ledger.add(kind, count, told, [Example(origin.name, origin.called, place=name, detail=told)])
+
+
+def _spoken(ledger: Ledger, facts: Facts, task: str, answers: Sequence[str], counts: Counter[str]) -> str:
+    """Return answers of a task for a message: those that may be shown, the first six of them."""
+    told = dict.fromkeys(
+        repr(answer) if ledger.names or may_be_told(facts, task, answer, counts[answer]) else RARE for answer in answers
+    )
+    return ", ".join([*told][:6]) + (", ..." if len(told) > 6 else "")
+
+
+def may_be_told(facts: Facts, task: str, answer: str, count: int) -> bool:
+    """Whether an answer is a class, not words about someone: frequent or a declared choice, without identifiers."""
+    if answer.startswith(HIDDEN):
+        return False
+    return not answer or count >= COMMON or (task, answer) in facts.declared
 
 
 def class_counts(facts: Facts) -> dict[str, Counter[str]]:
@@ -326,17 +404,11 @@ def class_counts(facts: Facts) -> dict[str, Counter[str]]:
     return dict(tasks)
 
 
-def _missed(ledger: Ledger, task: str, known: tuple[Origin, Counter[str]], other: tuple[Origin, Counter[str]]) -> None:
-    """Tell answers of one split that the other lacks, though chance would give it several."""
-    size = sum(other[1].values())
-    scale = size / (size + sum(known[1].values()))
-    gone = sorted(answer for answer, n in known[1].items() if answer not in other[1] and n * scale >= EXPECTED)
-    if gone:
-        names = ", ".join(map(repr, gone[:6])) + (", ..." if len(gone) > 6 else "")
-        told = f"task {task or '(none)'}: {names} in {_name(known[0])}, never in {_name(other[0])}"
-        ledger.add(
-            "balance_missing", len(gone), told, [Example(other[0].name, other[0].split, place=task, detail=told)]
-        )
+def _missed(known: Counter[str], other: Counter[str]) -> list[str]:
+    """Return answers of one split that the other lacks, though chance would give it several."""
+    size = sum(other.values())
+    scale = size / (size + sum(known.values()))
+    return sorted(answer for answer, n in known.items() if answer not in other and n * scale >= EXPECTED)
 
 
 def check_uses(
@@ -367,7 +439,7 @@ def check_uses(
 
 def _tell_sides(ledger: Ledger, origin: Origin, use: Use, rows: np.ndarray) -> None:
     told = f"stage {use.stage} mirrors {_many(len(rows), 'sample')} of {_name(origin)} that name a side"
-    examples = [origin.example(row, detail=_question(origin, row)) for row in rows[: ledger.most].tolist()]
+    examples = [origin.example(row, text=_question(origin, row)) for row in rows[: ledger.most].tolist()]
     ledger.add("mirrored", len(rows), told, examples)
 
 
@@ -392,7 +464,8 @@ def _lengths(
     examples = [origin.example(row, detail=f"{counts[row]:,} tokens, {limit}") for row in longest]
     ledger.add("too_long", len(long), f"{_many(len(long), 'sample')} of {_name(origin)} above {limit}", examples)
     refused = np.flatnonzero(usable & (counts == REFUSED))
-    wrong = [origin.example(row, detail=_refusal(tokens, origin, row)) for row in refused[: ledger.most].tolist()]
+    whys = ((row, _refusal(tokens, origin, row)) for row in refused[: ledger.most].tolist())
+    wrong = [origin.example(row, detail=reason(why), text=masked(why)) for row, why in whys]
     told = f"{_many(len(refused), 'sample')} of {_name(origin)} in stage {use.stage}"
     ledger.add("uncounted", len(refused), told, wrong)
     return counts[usable & (counts != REFUSED)]
@@ -403,7 +476,7 @@ def _refusal(tokens: Tokens, origin: Origin, row: int) -> str:
     try:
         tokens.count(origin.store[row])
     except SampleError as error:
-        return masked(error.message)
+        return error.message
     return ""
 
 
@@ -425,9 +498,9 @@ def _quoted(text: str) -> str:
 
 
 def _name(origin: Origin) -> str:
-    return f"{origin.name}/{origin.split}"
+    return f"{origin.name}/{origin.called}"
 
 
 def _many(count: int, noun: str) -> str:
-    plural = {"study": "studies"}.get(noun, f"{noun}s")
+    plural = {"study": "studies", "box": "boxes"}.get(noun, f"{noun}s")
     return f"{count:,} {noun if count == 1 else plural}"

@@ -21,33 +21,39 @@ _AT_ONCE = 1 << 20  # pairs compared at once
 
 
 def near_pairs(
-    first: np.ndarray, second: np.ndarray, phash: np.ndarray, small: np.ndarray, size: np.ndarray
+    first: np.ndarray,
+    second: np.ndarray,
+    phash: np.ndarray,
+    small: np.ndarray,
+    size: np.ndarray,
+    mirrored: np.ndarray | None = None,
 ) -> Iterator[tuple[int, int, float]]:
     """Yield (medium of `first`, medium of `second`, correlation) of pairs that look the same.
 
     Hashes with two equal blocks of eight bits fall into one bucket of one of 28 tables, which finds every pair within
-    `DISTANCE`; only pairs in one bucket are compared. Mirrored, turned and cropped copies are not found.
+    `DISTANCE`; only pairs in one bucket are compared. Turned and cropped copies are not found.
 
     Args:
         first, second: numbers of media.
         phash: uint64 by number; media with 0 are left out.
         small: uint8 [n, pixels] by number.
         size: [n, 3] by number: depth, height, width.
+        mirrored: as `phash`, of the pictures with left and right exchanged: then the media of `second` are compared so.
     """
+    flip = mirrored is not None
     first, second = (np.unique(group[phash[group] != 0]) for group in (first, second))
+    hashes = phash[first], (phash if mirrored is None else mirrored)[second]
     for one, other in combinations(range(_BLOCKS), 2):
-        keys = [
-            _block(phash[group], one) << np.uint64(_WIDTH) | _block(phash[group], other) for group in (first, second)
-        ]
+        keys = [_block(some, one) << np.uint64(_WIDTH) | _block(some, other) for some in hashes]
         for a, b in _in_one_bucket(*keys):
             left, right = first[a], second[b]
-            changed = phash[left] ^ phash[right]
+            changed = hashes[0][a] ^ hashes[1][b]
             close = (np.bitwise_count(changed) <= DISTANCE) & (left != right)
             left, right, changed = left[close], right[close], changed[close]
             for block in set(range(other)) - {one}:  # a pair belongs to its first table alone
                 new = _block(changed, block) != 0
                 left, right, changed = left[new], right[new], changed[new]
-            yield from _alike(left, right, small, size)
+            yield from _alike(left, right, small, size, flip)
 
 
 def _block(hashes: np.ndarray, number: int) -> np.ndarray:
@@ -70,13 +76,15 @@ def _in_one_bucket(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.n
 
 
 def _alike(
-    left: np.ndarray, right: np.ndarray, small: np.ndarray, size: np.ndarray
+    left: np.ndarray, right: np.ndarray, small: np.ndarray, size: np.ndarray, flip: bool
 ) -> Iterator[tuple[int, int, float]]:
+    side = int(np.sqrt(small.shape[1]))
     for start in range(0, len(left), 4096):
         some, others = left[start : start + 4096], right[start : start + 4096]
-        alike = np.einsum("ij,ij->i", _unit(small[some]), _unit(small[others]))
+        theirs = small[others].reshape(-1, side, side)[:, :, :: -1 if flip else 1].reshape(-1, side * side)
+        alike = np.einsum("ij,ij->i", _unit(small[some]), _unit(theirs))
         tiny = np.minimum(size[some][:, 1:].min(1), size[others][:, 1:].min(1)) < TINY
-        for place in np.flatnonzero(alike >= np.where(tiny, ALIKE_TINY, ALIKE)):
+        for place in np.flatnonzero(alike >= np.where(tiny & (not flip), ALIKE_TINY, ALIKE)):
             yield int(some[place]), int(others[place]), float(alike[place])
 
 

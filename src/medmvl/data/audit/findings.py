@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from medmvl.core.lookup import choices_text
@@ -78,8 +78,19 @@ KINDS: dict[str, Kind] = {
         "Dates, times and UIDs in DICOM headers",
         "If they are the original ones: medmvl data deid SRC OUT. Sets that are published with shifted dates are fine.",
     ),
+    "identifier_metadata": Kind(
+        "error",
+        "Possible identifiers beside the values of picture and volume files",
+        "Write the files again without these fields (EXIF, comments, texts, descriptions).",
+    ),
     "identifier_burned_in": Kind(
         "error", "DICOM files whose pixels show who the patient is", "Blank the words, or leave the files out."
+    ),
+    "box_outside": Kind(
+        "error",
+        "Boxes that reach out of their picture or volume",
+        "Boxes are absolute, x first, in the file's own pixels or voxels: correct where they come from. Training "
+        "refuses such samples.",
     ),
     "mirrored": Kind(
         "error",
@@ -106,6 +117,7 @@ KINDS: dict[str, Kind] = {
     "duplicate": Kind(
         "warning", "Samples that repeat another one of their split", "Drop the repetitions: they count several times."
     ),
+    "blank": Kind("warning", "Pictures and volumes of one value", "Look at where they come from, or leave them out."),
     "balance_majority": Kind(
         "warning",
         "Tasks with nearly always the same answer",
@@ -138,30 +150,79 @@ def blocking(marks: Iterable[str]) -> frozenset[str]:
     return frozenset(chosen)
 
 
+_SAID = (
+    "not valid JSON", "the process that read it died", "leaves the given folders", "no such file", "does not exist",
+    "is empty (0 bytes)", "damaged or cut off", "cut off", "damaged",
+    "may not be read", "is no regular file", "is no volume", "is 4D",
+    "holds a volume where a picture is wanted", "does not say where its axes point", "sheared", "repair the header",
+    "several series", "out of memory", "reaches out of its file", "lies outside of its file",
+    "lies outside of what the encoder sees", "takes no", "required key is missing", "unknown key",
+    "the id occurs twice", "an assistant answers in text and boxes", "half of a character",
+)  # fmt: skip
+_REASONS = {words: words for words in _SAID} | {
+    "a line holds one JSON object": "no JSON object",
+    "no picture that Pillow can read": "no picture, or a damaged one",
+    "its suffix": "no picture or volume by suffix and first bytes",
+    "which is missing": "a part of it is missing",
+    "protect from": "larger than is believed of it",
+    "none was chosen": "several frames or volumes, and none was chosen",
+    "Hounsfield": "its Hounsfield units are not known",
+    "meta.boxes": "its boxes do not fit its media",
+    "a box ": "a box is none",
+    "conversations": "its conversations do not fit its media",
+    "max_tokens": "above max_tokens",
+}
+"""Words of this package's messages that say what is wrong -> how that is told without anything of the data."""
+
+
+def reason(message: str) -> str:
+    """Return what is wrong in words that hold nothing of the data: paths, keys and values can name a patient."""
+    return next((told for words, told in _REASONS.items() if words in message), "cannot be read or used")
+
+
 @dataclass(frozen=True)
 class Example:
     """One sample that a finding is about.
 
     Attributes:
-        store, split, id: of the sample; "" where a finding is about a whole split.
-        place: where in the sample or file; a path inside the store, a turn, an attribute.
-        detail: what is there, identifiers masked.
+        store, split: of the sample.
+        row: its line in the split's file, from 1 (in Parquet shards: its row); 0 where a finding is about a split.
+        media: which of its media, from 1; 0 for none.
+        place: where in the sample; a turn, a field.
+        detail: what is there, in words of the audit, identifiers masked.
+        id, path, text: the sample's id, the medium's path inside the store, what is said, identifiers masked; all three
+            may name a patient, and are empty unless names are asked for.
         other: the sample it is accused together with.
         address: of the medium that the page shows, "" for none; it stays out of audit.json.
     """
 
     store: str = ""
     split: str = ""
+    row: int = 0
+    media: int = 0
     id: str = ""
     place: str = ""
+    path: str = ""
     detail: str = ""
+    text: str = ""
     other: Example | None = None
     address: str = field(default="", compare=False)
 
+    @property
+    def title(self) -> str:
+        """Where the sample is, in words."""
+        row = f", row {self.row:,}" if self.row else ""
+        return f"{self.store}/{self.split}{row}" + (f", medium {self.media}" if self.media else "")
+
+    def without_names(self) -> Example:
+        """Return the example without what may name a patient."""
+        other = self.other.without_names() if self.other else None
+        return replace(self, id="", path="", text="", other=other)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object, without empty fields."""
-        texts = {key: getattr(self, key) for key in ("store", "split", "id", "place", "detail")}
-        data: dict[str, Any] = {key: value for key, value in texts.items() if value}
+        names = ("store", "split", "row", "media", "id", "place", "path", "detail", "text")
+        data: dict[str, Any] = {name: value for name in names if (value := getattr(self, name))}
         return data | {"other": self.other.to_dict()} if self.other else data
 
 
@@ -204,10 +265,11 @@ class Ledger:
     Args:
         most: examples kept of a kind.
         blocking: kinds that the user marked.
+        names: keep what may name a patient.
     """
 
-    def __init__(self, most: int, blocking: frozenset[str] = frozenset()) -> None:
-        self.most, self._blocking = most, blocking
+    def __init__(self, most: int, blocking: frozenset[str] = frozenset(), names: bool = False) -> None:
+        self.most, self.names, self._blocking = most, names, blocking
         self._counts: dict[str, int] = {}
         self._messages: dict[str, list[str]] = {}
         self._examples: dict[str, list[Example]] = {}
@@ -217,7 +279,7 @@ class Ledger:
         if count:
             self._counts[kind] = self._counts.get(kind, 0) + count
             self._messages.setdefault(kind, []).append(message)
-            self._examples.setdefault(kind, []).extend(examples)
+            self._examples.setdefault(kind, []).extend(one if self.names else one.without_names() for one in examples)
 
     def findings(self) -> list[Finding]:
         """Return one finding per kind that was met, in the order of severity and of `KINDS`."""

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image as PIL
 
 from medmvl.core.atomic import atomic_file
-from medmvl.data.audit.findings import KINDS, SEVERITIES, Example, Finding
+from medmvl.data.audit.findings import KINDS, SEVERITIES, Example, Finding, reason
 from medmvl.data.audit.media import picture_of
 from medmvl.data.audit.run import Audit
 from medmvl.imaging.read import read_image
@@ -51,13 +51,14 @@ def write_audit(result: Audit, folder: str | Path) -> tuple[Path, Path]:
 
 
 def _cards(result: Audit, severity: str) -> list[dict[str, Any]]:
-    return [_card(finding) for finding in result.findings if KINDS[finding.kind].severity == severity]
+    names = result.settings["names"]
+    return [_card(finding, names) for finding in result.findings if KINDS[finding.kind].severity == severity]
 
 
-def _card(finding: Finding) -> dict[str, Any]:
+def _card(finding: Finding, names: bool) -> dict[str, Any]:
     pictured = finding.kind in _PICTURED
     pictures = [
-        [_picture(one) for one in (example, example.other) if pictured and one and one.address]
+        [_picture(one, names) for one in (example, example.other) if pictured and one and one.address]
         for example in finding.examples
     ]
     return {
@@ -65,17 +66,21 @@ def _card(finding: Finding) -> dict[str, Any]:
         "kind": KINDS[finding.kind],
         "rows": [{"example": e, "pictures": p} for e, p in zip(finding.examples, pictures, strict=True)],
         "pictured": any(pictures),
-        "columns": [name for name in ("other", "place", "detail") if any(getattr(e, name) for e in finding.examples)],
+        "columns": [
+            name
+            for name in ("other", "place", "path", "detail", "text")
+            if any(getattr(e, name) for e in finding.examples)
+        ],
     }
 
 
-def _picture(example: Example) -> dict[str, str]:
+def _picture(example: Example, names: bool) -> dict[str, str]:
     """Return the sample's picture (of a volume the middle slice) as "data" address, or the "error" of its file."""
-    caption = f"{example.store}/{example.split}: {example.id}"
+    caption = f"{example.title}: {example.id}" if example.id else example.title
     try:
         picture = PIL.fromarray(picture_of(read_image(example.address)))
     except (ValueError, OSError) as error:
-        return {"caption": caption, "error": str(error)}
+        return {"caption": caption, "error": str(error) if names else reason(str(error))}
     picture.thumbnail((_PIXELS, _PIXELS))
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)

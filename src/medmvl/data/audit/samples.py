@@ -15,17 +15,23 @@ from typing import Any
 import numpy as np
 
 from medmvl.core.schema import BoxRef, Message, Sample, Text, split_fragment
-from medmvl.data.audit.findings import Example
+from medmvl.data.audit.findings import Example, reason
 from medmvl.data.audit.identifiers import identifiers, masked
 from medmvl.data.store import SampleStore
 from medmvl.imaging.workers import work_all
 
-SIDES, DISTINCT, BROKEN = 1, 2, 4
+SIDES, DISTINCT, BROKEN, BOXED = 1, 2, 4, 8
 """Flags of a row: its texts name left or right; its patient's id can hardly be another data set's by chance; it cannot
-be read."""
+be read; its answer holds boxes."""
 
 USAGE = np.dtype([("media", "u8"), ("origin", "i2"), ("row", "i4"), ("position", "i2")])
 """A medium by the hash of its address, and where it is shown: number of the split, row, which of the sample's media."""
+
+BOXES = np.dtype([("media", "u8"), ("row", "i4"), ("position", "i2"), ("axes", "i2"), ("coords", "f4", (6,))])
+"""A box: its medium by the hash of the address, row, which of the sample's media, 2 or 3 axes, coordinates."""
+
+HIDDEN = "*"
+"""First letter of an answer, kept masked, that holds an identifier; normalised answers never start with it."""
 
 CLASSES = 64
 """Tasks with more different answers are no classification."""
@@ -54,6 +60,7 @@ class Origin:
         folder: of the store; `store.folder` may be that of a mended copy.
         name: the store's, as reports call it.
         split: the split's name.
+        called: the split's name, as reports call it.
         roots: further folders that media may lie in.
         recorded: the manifest's entry of the split; empty where there is none.
     """
@@ -62,6 +69,7 @@ class Origin:
     folder: Path
     name: str
     split: str
+    called: str
     roots: tuple[str | Path, ...] = ()
     recorded: dict[str, Any] = field(default_factory=dict)
 
@@ -84,7 +92,7 @@ class Origin:
             sample_id = self.store[row].id
         except (ValueError, OSError) as error:
             sample_id = getattr(error, "sample_id", "?")
-        return Example(self.name, self.split, sample_id, **about)  # type: ignore[arg-type]
+        return Example(self.name, self.called, self.store.line(row), id=sample_id, **about)  # type: ignore[arg-type]
 
     def inside(self, path: str) -> str:
         """Return a path as seen from the store's folder, when it lies below."""
@@ -99,6 +107,17 @@ def role_of(split: str) -> str:
     return next((role for start, role in _ROLES.items() if split.lower().startswith(start)), split)
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """What is wrong with one sample: kind of finding; place, detail and text as of `Example`; what to count by name."""
+
+    kind: str
+    place: str = ""
+    detail: str = ""
+    text: str = ""
+    about: tuple[str, ...] = ()
+
+
 @dataclass
 class Facts:
     """What is known of the rows of one origin; 0 stands for nothing everywhere.
@@ -109,10 +128,12 @@ class Facts:
         words: uint32, of all texts.
         flags: uint8, see `SIDES`.
         usage: entries of `USAGE`, the media of the first rows that show them; an array per chunk.
+        boxes: entries of `BOXES`, an array per chunk.
         counts: what statistics tell, (aspect, name) -> samples.
         answers: (task, answer) -> samples of closed questions; tasks with too many answers have `None` in them.
+        declared: which of these answers are choices that their samples offer.
         wrong: kind of finding -> samples.
-        examples: kind -> (row, place, detail) of the first ones.
+        examples: kind -> (row, place, detail, text that may name someone) of the first ones.
         about: kind -> Counter of what the details say, for messages.
     """
 
@@ -123,10 +144,12 @@ class Facts:
     words: np.ndarray
     flags: np.ndarray
     usage: list[np.ndarray] = field(default_factory=list)
+    boxes: list[np.ndarray] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     answers: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    declared: set[tuple[str, str]] = field(default_factory=set)
     wrong: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
+    examples: dict[str, list[tuple[int, str, str, str]]] = field(default_factory=dict)
     about: dict[str, Counter[str]] = field(default_factory=dict)
 
     @classmethod
@@ -135,19 +158,20 @@ class Facts:
         hashes = [np.zeros(rows, np.uint64) for _ in range(4)]
         return cls(*hashes, words=np.zeros(rows, np.uint32), flags=np.zeros(rows, np.uint8))
 
-    def note(self, kind: str, row: int, place: str, detail: str, about: Sequence[str], most: int) -> None:
+    def note(self, row: int, mistake: Mistake, most: int) -> None:
         """Count a finding in a row, and keep it among the first ones."""
-        self.wrong[kind] += 1
-        self.about.setdefault(kind, Counter()).update(about)
-        kept = self.examples.setdefault(kind, [])
+        self.wrong[mistake.kind] += 1
+        self.about.setdefault(mistake.kind, Counter()).update(mistake.about)
+        kept = self.examples.setdefault(mistake.kind, [])
         if len(kept) < most:
-            kept.append((row, place, detail))
+            kept.append((row, mistake.place, mistake.detail, mistake.text))
 
     def take(self, start: int, part: Facts, most: int) -> None:
         """Take over what is known of rows from `start` on."""
         for name in ("patient", "study", "ask", "answer", "words", "flags"):
             getattr(self, name)[start : start + len(part.ask)] = getattr(part, name)
         self.usage += part.usage
+        self.boxes += part.boxes
         for mine, theirs in ((self.counts, part.counts), (self.answers, part.answers), (self.wrong, part.wrong)):
             mine.update(theirs)  # type: ignore[arg-type]
         if len(self.counts) > _MOST_NAMES:
@@ -157,6 +181,7 @@ class Facts:
         for kind, examples in part.examples.items():
             self.examples[kind] = sorted([*self.examples.get(kind, []), *examples])[:most]
         _forget_open(self.answers)
+        self.declared = (self.declared | part.declared) & self.answers.keys()
 
 
 Chunk = tuple[int, int, int]  # origin, first row, end
@@ -201,7 +226,7 @@ def _died(chunk: Chunk, how: str) -> tuple[Chunk, Facts]:
     _, start, end = chunk
     facts = Facts.empty(end - start)
     facts.flags[:] = BROKEN
-    facts.note("broken_row", start, f"rows {start} to {end - 1}", how, (), 1)
+    facts.note(start, Mistake("broken_row", f"rows {start + 1} to {end}", how), 1)
     facts.wrong["broken_row"] = end - start
     return chunk, facts
 
@@ -224,22 +249,32 @@ def _look(origins: Sequence[Origin], chunk: Chunk, most: int) -> Facts:
     number, start, end = chunk
     origin, facts = origins[number], Facts.empty(end - start)
     shown: list[tuple[int, int, int, int]] = []
+    boxes: list[tuple[Any, ...]] = []
     for place, row in enumerate(range(start, end)):
         try:
             sample = origin.store[row]
         except (ValueError, OSError) as error:  # of the sample, its line or its shard
             facts.flags[place] = BROKEN
             told = getattr(error, "message", str(error)).replace(str(origin.store.folder), str(origin.folder))
-            facts.note("broken_row", row, "", masked(told), (), most)
+            facts.note(row, Mistake("broken_row", detail=reason(told), text=masked(told)), most)
             continue
         _compare(facts, place, sample)
         _count(facts, sample)
-        for kind, where, detail, about in _mistakes(origin, sample):
-            facts.note(kind, row, where, detail, about, most)
+        boxes += _placed(sample, row)
+        for mistake in _mistakes(origin, sample):
+            facts.note(row, mistake, most)
         if origin.first[row]:
             shown += _usage(sample, number, row)
     facts.usage.append(np.array(shown, USAGE))
+    facts.boxes.append(np.array(boxes, BOXES))
     return facts
+
+
+def _placed(sample: Sample, row: int) -> Iterator[tuple[int, int, int, int, tuple[float, ...]]]:
+    """Yield an entry of `BOXES` for every box of a sample."""
+    for box in sample.meta.boxes:
+        axes, media = len(box.coords) // 2, _hash(sample.media_key[box.media])
+        yield media, row, box.media, axes, (*box.coords, *(0.0,) * (6 - 2 * axes))
 
 
 def _compare(facts: Facts, place: int, sample: Sample) -> None:
@@ -253,8 +288,10 @@ def _compare(facts: Facts, place: int, sample: Sample) -> None:
     facts.answer[place] = _hash("\0".join([normalised(_words(answer)), *_boxes(sample, [answer])]) if answer else "")
     texts = [_words(message) for message in sample.messages]
     facts.words[place] = sum(len(_WORD.findall(text)) for text in texts)
-    facts.flags[place] = SIDES * any(map(_LATERAL.search, texts)) + DISTINCT * (
-        len(meta.patient) >= 8 and sum(map(str.isdigit, meta.patient)) >= 5
+    facts.flags[place] = (
+        SIDES * any(map(_LATERAL.search, texts))
+        + DISTINCT * (len(meta.patient) >= 8 and sum(map(str.isdigit, meta.patient)) >= 5)
+        + BOXED * bool(answer and _boxes(sample, [answer]))
     )
 
 
@@ -272,39 +309,48 @@ def _count(facts: Facts, sample: Sample) -> None:
     facts.counts.update((aspect, name or "(none)") for aspect, name in aspects)
     closed = meta.choices or meta.answer_type.lower() in _CLOSED
     if closed and len(sample.answer) <= _LONGEST_CLASS and (sample.task, None) not in facts.answers:
-        facts.answers[sample.task, normalised(masked(sample.answer))] += 1
+        answer = normalised(sample.answer)
+        if identifiers(sample.answer):
+            answer = HIDDEN + normalised(masked(sample.answer))
+        elif answer in map(normalised, meta.choices):
+            facts.declared.add((sample.task, answer))
+        facts.answers[sample.task, answer] += 1
 
 
-def _mistakes(origin: Origin, sample: Sample) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
-    """Yield (kind, place, detail, what to count by name) of what is wrong with one sample."""
+def _mistakes(origin: Origin, sample: Sample) -> Iterator[Mistake]:
+    """Yield what is wrong with one sample."""
     question, answer = _turns(sample)
     if answer is None or not (_words(answer).strip() or _boxes(sample, [answer])):
-        yield "empty_answer", "", "", ()
+        yield Mistake("empty_answer")
     if not any(_words(turn).strip() or _boxes(sample, [turn]) for turn in question if turn.role == "user"):
-        yield "empty_question", "", "", ()
+        yield Mistake("empty_question")
     if sample.split != origin.split:
-        yield "split_field", "field split", f"says {sample.split!r}", ()
+        yield Mistake("split_field", "field split", "says another split", f"says {sample.split!r}")
     official = _official(origin, sample)
     if official is not None:
-        yield "split_official", official, "", ()
+        yield Mistake("split_official", *official)
     found = [(turn, one) for turn, said in enumerate(sample.messages) for one in identifiers(_words(said))]
     if found:
         turn, one = found[0]
         kinds = tuple(dict.fromkeys(other.kind for _, other in found))
-        yield "identifier_text", f"messages[{turn}], character {one.start}", f"{one.masked} ({', '.join(kinds)})", kinds
+        place, detail = f"messages[{turn}], character {one.start}", f"{one.masked} ({', '.join(kinds)})"
+        yield Mistake("identifier_text", place, detail, about=kinds)
 
 
-def _official(origin: Origin, sample: Sample) -> str | None:
+def _official(origin: Origin, sample: Sample) -> tuple[str, str, str] | None:
     """Return the name that puts a sample of the training split among held-out ones, or the other way round.
+
+    It comes as place, detail and text: which name, what it says, and the name itself.
 
     Validation data that was cut from official training data is fine, and so is an official validation set as test.
     """
-    for name in (sample.id, *(origin.inside(split_fragment(path)[0]) for path in sample.media_key)):
+    paths = (("path of a medium", origin.inside(split_fragment(path)[0])) for path in sample.media_key)
+    for place, name in (("id", sample.id), *paths):
         said = {role_of(word) for word in _OFFICIAL.findall(name)} if not os.path.isabs(name) else set()
         if len(said) == 1 and {*said, origin.role} in ({"train", "test"}, {"train", "val"}):
             if "train" in said and origin.role == "val":
                 continue
-            return name
+            return place, f"says {next(iter(said))}", name
     return None
 
 
