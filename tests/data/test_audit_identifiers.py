@@ -82,6 +82,7 @@ HARMLESS = [
     "图像中有右肺异常吗？ 诊断：肺炎",
     "p < 0.0001, 95% CI 1.2-3.4, n = 12345",
     "the Mr. and Mrs.",
+    "converted by version v1.0.20190902 of the program",
     "volume 1234567 mm3, 1,234,567 mm3, 2345678 mm^3 and 7654321 mL",
     "HU 1200000, HU 1234567, values of 1234567 HU",
     "12345678 voxels of 512 512 300, matrix 512 x 512 x 300",

@@ -83,6 +83,17 @@ def test_fields_of_nifti(tmp_path: Path, kind: type, name: str) -> None:
     )
 
 
+def test_days_when_programs_were_built_are_left_out(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+    for text in ("FreeSurfer Aug  3 2017", "mricron 20170101"):
+        image.header["descrip"] = text
+        image.to_filename(tmp_path / "x.nii")
+        assert remarks_of(tmp_path / "x.nii") == []
+    image.header["descrip"] = "scan of Aug 3 2017"
+    image.to_filename(tmp_path / "x.nii")
+    assert [one.text for one in remarks_of(tmp_path / "x.nii")] == ["scan of Aug 3 2017"]
+
+
 def test_free_keys_of_volumes(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(np.zeros((3, 4, 5), np.int16))
     image.SetMetaData("0010|0010", "SECRET^JANE")

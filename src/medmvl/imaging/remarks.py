@@ -36,6 +36,10 @@ _PERSON = re.compile(
 _PNG_WORDS = ("Title", "Author", "Description", "Copyright", "Source", "Comment", "Disclaimer", "Warning")
 # When and with what a file was written says nothing about who is on it.
 _OF_WRITING = re.compile(r"date:\w+|Software|Signature|Thumb::.*|(?:create|modify)-date", re.IGNORECASE)
+_BUILT = re.compile(
+    r"(?i)\b(?:freesurfer|mricron|mricrogl|dcm2nii\w*|spm\d*|afni|ants)\b[\W_]*(?:\w{3}\s+\d+\s+)?[\d.]+"
+)
+"""A program with its version or the day it was built."""
 _NO_TEXT = {0x8773, 0x927C, 0x0131, 0x0132, 0x014A, 0x8769, 0x8825, 0x02BC, 0x83BB, 0x8649}
 """EXIF and TIFF tags that hold blocks, places of other tags, or what `_OF_WRITING` means."""
 _IPTC = {(2, 80): "By-line", (2, 110): "Credit"}
@@ -207,7 +211,8 @@ def _nifti(file: Path) -> Iterator[Remark]:
     order: Literal["little", "big"] = "little" if int.from_bytes(start[:4], "little") in _NIFTI else "big"
     length = int.from_bytes(start[:4], order)
     for name, (offset, size) in _NIFTI[length].items():
-        yield Remark(f"NIfTI {name}", start[offset : offset + size].split(b"\0")[0].decode("latin-1"))
+        text = start[offset : offset + size].split(b"\0")[0].decode("latin-1")
+        yield Remark(f"NIfTI {name}", _BUILT.sub(" ", text))
     position = length + 4
     while start[length : length + 1] not in (b"", b"\0") and position + 8 <= len(start):
         size = int.from_bytes(start[position : position + 4], order)

@@ -43,7 +43,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         rf"(?<![\w]){_MONTH},?\s+{_YEAR}(?!\d)",
         rf"(?<![\w]){_MONTH}\s+{_DAY}(?:st|nd|rd|th)?\b(?![.,:/-]\d|\s*[x×%]|{_UNIT})",
         rf"(?<![\d.\-/]){_DAY}(?:st|nd|rd|th)?(?:\s+of)?[\s-]+{_MONTH}(?![\w])(?!\s+(?:be|have|represent|show|also)\b)",
-        r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)",
+        r"(?<!\d)(?<!\d\.)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)",
         rf"{_YEAR}\s*年\s*{_NUMBER}\s*月(?:\s*{_DAY}\s*日)?",
     ),
     "phone number": (
