@@ -184,7 +184,8 @@ def test_nothing_names_a_patient(
     recipe, out = _recipe(work, tmp_path, "    augmentation: {mirror: true}\n"), tmp_path / "out"
     recipe.write_text(recipe.read_text().replace("source: films", f"source: {identifying}"))
     capfd.readouterr()
-    assert main(["data", "audit", str(identifying), "--recipe", str(recipe), "--out", str(out)]) == 0
+    command = ["data", "audit", str(identifying), "--recipe", str(recipe), "--out", str(out), "--names", "none"]
+    assert main(command) == 0
     told = _said(out, capfd)
     assert {kind for kind in _kinds(out)} >= {
         "missing", "corrupt", "broken_row", "broken_split", "leak_patient", "leak_file", "leak_near", "leak_text",
@@ -197,13 +198,32 @@ def test_nothing_names_a_patient(
 
 def test_names_on_request(identifying: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert main(["data", "audit", str(identifying), "--out", str(out), "--show-names"]) == 0
+    assert main(["data", "audit", str(identifying), "--out", str(out), "--names", "all"]) == 0
     told = _said(out, capfd)
     for shown in ("erika-mrn778899-missing", "images/mustermann_erika_missing.png", "is erika well?", "mustermann two"):
         assert shown in told, shown
     assert "which may name patients: keep it where the data may be" in told
 
 
+def test_ids_and_paths_are_shown_and_no_texts(
+    identifying: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["data", "audit", str(identifying), "--out", str(out)]) == 0
+    told = _said(out, capfd)
+    assert "images/mustermann_erika_missing.png" in told and "row 25, medium 1" in told
+    for hidden in (
+        "is erika well?",
+        "mustermann two",
+        "frau mustermann",
+        "mustermann^erika",
+        "who is erika",
+        "erika does",
+    ):
+        assert hidden not in told, hidden
+    assert "mrn778899" not in told  # an identifier by its pattern, in an id too
+
+
 def test_help_says_what_names_are_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "audit", "--help"]) == 0
-    assert "--show-names" in capsys.readouterr().out
+    assert "--names" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from medmvl.imaging.read import read_image
 
 def found(*stores: Path, **options: object) -> dict[str, tuple[int, list[Example]]]:
     """Return kind -> (count, examples)."""
-    result = audit(list(stores), workers=2, names=True, **options)  # type: ignore[arg-type]
+    result = audit(list(stores), workers=2, names="all", **options)  # type: ignore[arg-type]
     return {finding.kind: (finding.count, list(finding.examples)) for finding in result.findings}
 
 
@@ -157,7 +157,7 @@ def test_a_header_and_a_report_that_identify(tmp_path: Path) -> None:
     said = "No effusion. Read by Jane Secret on 03/14/2019, MRN 4455667."
     report = row(tmp_path, "train", 51, answer=said, meta={"answer_type": "report"})
     short = row(tmp_path, "val", 52, answer="Mrs. Secret")
-    result = audit([write(tmp_path, [*rows(tmp_path), header, report, short])], workers=2, names=True)
+    result = audit([write(tmp_path, [*rows(tmp_path), header, report, short])], workers=2, names="all")
     kinds = {finding.kind: finding for finding in result.findings}
     assert set(kinds) == {"identifier_dicom", "identifier_date", "identifier_burned_in", "identifier_text"}
     assert kinds["identifier_dicom"].examples[0].id == "tr50"
@@ -378,7 +378,7 @@ def test_lengths_against_a_limit(tmp_path: Path) -> None:
 
     long = row(tmp_path, "train", 50, answer="very " * 30 + "long", meta={"answer_type": "open"})
     store = write(tmp_path, [*rows(tmp_path), long])
-    result = audit([store], uses=[use(store, tokens=Tokens(12, count, "words"))], workers=1, names=True)
+    result = audit([store], uses=[use(store, tokens=Tokens(12, count, "words"))], workers=1, names="all")
     kinds = {finding.kind: finding for finding in result.findings}
     assert set(kinds) == {"too_long", "uncounted"}
     assert [(e.id, e.detail) for e in kinds["too_long"].examples] == [
@@ -433,7 +433,7 @@ def test_files(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
     made = [*rows(tmp_path), row(tmp_path, "test", 50, answer="", id=nasty)]
     copy = row(tmp_path, "test", 51, pixels=scan(audit_store.seed_of("train", 0)))
-    result = audit([write(tmp_path, [*made, copy])], workers=2, blocking=blocking(["empty"]), names=True)
+    result = audit([write(tmp_path, [*made, copy])], workers=2, blocking=blocking(["empty"]), names="all")
     assert result.blocks
     data, page = write_audit(result, tmp_path / "out")
     told = json.loads(data.read_text())

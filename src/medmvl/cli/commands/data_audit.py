@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,12 +32,12 @@ def audit(
         typer.Option(help="Findings that end the command with an error: kinds (corrupt), groups (leak), error, all."),
     ] = None,
     root: Annotated[list[Path] | None, typer.Option(help="Further folder that media may lie in.")] = None,
-    show_names: Annotated[
-        bool,
+    names: Annotated[
+        Literal["none", "ids", "all"],
         typer.Option(
-            "--show-names", help="Show ids, file names and quoted texts; all three may name patients. Default: rows."
+            help="What to show: ids and paths, identifiers masked; all: quoted texts too; none: rows alone, to pass on."
         ),
-    ] = False,
+    ] = "ids",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes, each with one file in memory; default: one per core.")
     ] = None,
@@ -45,8 +45,8 @@ def audit(
     """Look for leaks between splits, broken files, repeated samples, identifiers, odd balance, too long samples.
 
     Every picture and volume is read once. Several stores are also compared with each other. The exit code is 1 when a
-    finding is of a kind that --block names; by default nothing blocks. Samples are told by store, split and row (line),
-    so that the audit may be passed on without an id, a file name or a sentence; the page shows pictures of look-alikes.
+    finding is of a kind that --block names; by default nothing blocks. Samples are told by store, split, row (line), id
+    and path, never by what they say; with --names none by their row alone. The page shows pictures of look-alikes.
 
     \b
     medmvl data audit data/slake
@@ -70,11 +70,11 @@ def audit(
     folders = folders or list(dict.fromkeys(use.folder for use in uses))
     if not folders:
         raise ValueError("\n  ".join([f"{recipe}: none of its data is here", *skipped, *absent]))
-    if absent and not show_names:
-        absent = [f"{len(absent)} sources of the recipe, which are not here (--show-names names them)"]
+    if absent and names == "none":
+        absent = [f"{len(absent)} sources of the recipe, which are not here (--names ids names them)"]
     out.mkdir(parents=True, exist_ok=True)
     result = run(
-        folders, roots=roots, uses=uses, skipped=[*skipped, *absent], blocking=marked, names=show_names,
+        folders, roots=roots, uses=uses, skipped=[*skipped, *absent], blocking=marked, names=names,
         workers=workers, scratch=out, progress=progress,
     )  # fmt: skip
     written = write_audit(result, out)

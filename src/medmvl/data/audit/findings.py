@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from medmvl.core.lookup import choices_text
+from medmvl.data.audit.identifiers import masked
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -132,6 +133,10 @@ KINDS: dict[str, Kind] = {
 """Kind -> severity, title and what to do. The part before "_" is the kind's group."""
 
 
+Names = Literal["none", "ids", "all"]
+"""What of the data a report shows: nothing; ids and paths, identifiers masked; or quoted texts and rare answers too."""
+
+
 def blocking(marks: Iterable[str]) -> frozenset[str]:
     """Return the kinds that marks mean: kinds, groups ("leak"), severities ("error"), "all".
 
@@ -190,8 +195,8 @@ class Example:
         media: which of its media, from 1; 0 for none.
         place: where in the sample; a turn, a field.
         detail: what is there, in words of the audit, identifiers masked.
-        id, path, text: the sample's id, the medium's path inside the store, what is said, identifiers masked; all three
-            may name a patient, and are empty unless names are asked for.
+        id, path: the sample's id, and the medium's path inside the store.
+        text: what is said, identifiers masked.
         other: the sample it is accused together with.
         address: of the medium that the page shows, "" for none; it stays out of audit.json.
     """
@@ -214,10 +219,13 @@ class Example:
         row = f", row {self.row:,}" if self.row else ""
         return f"{self.store}/{self.split}{row}" + (f", medium {self.media}" if self.media else "")
 
-    def without_names(self) -> Example:
-        """Return the example without what may name a patient."""
-        other = self.other.without_names() if self.other else None
-        return replace(self, id="", path="", text="", other=other)
+    def shown(self, names: Names) -> Example:
+        """Return the example with as much as may be shown."""
+        if names == "all":
+            return self
+        other = self.other.shown(names) if self.other else None
+        kept = (masked(self.id), masked(self.path)) if names == "ids" else ("", "")
+        return replace(self, id=kept[0], path=kept[1], text="", other=other)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object, without empty fields."""
@@ -265,11 +273,14 @@ class Ledger:
     Args:
         most: examples kept of a kind.
         blocking: kinds that the user marked.
-        names: keep what may name a patient.
+        names: how much of what may name a patient is kept.
+
+    Attributes:
+        names: whether all of it is.
     """
 
-    def __init__(self, most: int, blocking: frozenset[str] = frozenset(), names: bool = False) -> None:
-        self.most, self.names, self._blocking = most, names, blocking
+    def __init__(self, most: int, blocking: frozenset[str] = frozenset(), names: Names = "ids") -> None:
+        self.most, self.names, self._shown, self._blocking = most, names == "all", names, blocking
         self._counts: dict[str, int] = {}
         self._messages: dict[str, list[str]] = {}
         self._examples: dict[str, list[Example]] = {}
@@ -279,7 +290,7 @@ class Ledger:
         if count:
             self._counts[kind] = self._counts.get(kind, 0) + count
             self._messages.setdefault(kind, []).append(message)
-            self._examples.setdefault(kind, []).extend(one if self.names else one.without_names() for one in examples)
+            self._examples.setdefault(kind, []).extend(one.shown(self._shown) for one in examples)
 
     def findings(self) -> list[Finding]:
         """Return one finding per kind that was met, in the order of severity and of `KINDS`."""

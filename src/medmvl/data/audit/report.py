@@ -51,7 +51,7 @@ def write_audit(result: Audit, folder: str | Path) -> tuple[Path, Path]:
 
 
 def _cards(result: Audit, severity: str) -> list[dict[str, Any]]:
-    names = result.settings["names"]
+    names = result.settings["names"] == "all"
     return [_card(finding, names) for finding in result.findings if KINDS[finding.kind].severity == severity]
 
 

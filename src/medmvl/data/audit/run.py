@@ -17,7 +17,7 @@ import numpy as np
 from medmvl.core.log import get_logger
 from medmvl.data.audit import checks, media, samples
 from medmvl.data.audit.duplicates import ALIKE, ALIKE_TINY, DISTANCE, TINY
-from medmvl.data.audit.findings import Example, Finding, Ledger, reason
+from medmvl.data.audit.findings import Example, Finding, Ledger, Names, reason
 from medmvl.data.audit.identifiers import identifiers, masked
 from medmvl.data.audit.samples import Facts, Origin
 from medmvl.data.lines import decode
@@ -82,7 +82,7 @@ def audit(
     uses: Sequence[checks.Use] = (),
     skipped: Sequence[str] = (),
     blocking: frozenset[str] = frozenset(),
-    names: bool = False,
+    names: Names = "ids",
     examples: int = 12,
     workers: int | None = None,
     scratch: str | Path | None = None,
@@ -99,8 +99,8 @@ def audit(
         uses: what a recipe does with them.
         skipped: what the caller could not look at, for the report.
         blocking: kinds of findings that the user marked.
-        names: keep ids, paths and quoted texts, which may name patients; without it none of them is in the result, nor
-            in a line of the log.
+        names: what of the data is in the result: ids and paths, with identifiers masked; quoted texts, folders and rare
+            answers too; or none of it, nor in a line of the log.
         examples: kept of each kind of finding.
         workers: processes; default: one per usable core.
         scratch: folder for temporary files; default: the system's.
@@ -111,7 +111,7 @@ def audit(
     """
     ledger = Ledger(examples, blocking, names)
     with (
-        _quiet(names),
+        _quiet(ledger.names),
         tempfile.TemporaryDirectory(dir=scratch) as folder,
         tempfile.TemporaryFile(dir=scratch) as small,
     ):
@@ -132,7 +132,7 @@ def audit(
         with progress("tokens", sum(len(use.rows(origin)) for use in countable for origin in origins)) as advance:
             lengths = checks.check_uses(ledger, origins, facts, uses, advance)
         pairs = enumerate(zip(origins, facts, strict=True))
-        splits = tuple(_statistics(*pair, number, seen, names) for number, pair in pairs)
+        splits = tuple(_statistics(*pair, number, seen, ledger.names) for number, pair in pairs)
     settings = _settings(blocking, names)
     return Audit(tuple(ledger.findings()), splits, _histograms(lengths, facts), tuple(skipped), settings)
 
@@ -311,7 +311,7 @@ def _histogram(title: str, values: np.ndarray, limit: int | None) -> dict[str, A
     return {"title": title, "limit": limit, "edges": edges.tolist(), "counts": counts.tolist(), "longest": longest}
 
 
-def _settings(blocking: frozenset[str], names: bool) -> dict[str, Any]:
+def _settings(blocking: frozenset[str], names: Names) -> dict[str, Any]:
     return {
         "names": names,
         "blocking": sorted(blocking),
