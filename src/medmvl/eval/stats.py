@@ -1,12 +1,14 @@
 """Intervals that respect patients, and the baseline that needs no picture."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-_CELLS = 4_000_000  # resampled patients held at once: bounds the memory at about 64 MB
+from medmvl.eval.metrics.metric import Floats, Statistics
+
+_CELLS = 4_000_000  # weights held at once: bounds the memory at about 100 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,44 +25,58 @@ class Interval:
 
 
 def bootstrap(
-    values: np.ndarray,
+    metrics: Mapping[str, Statistics],
     clusters: Sequence[Hashable],
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> list[Interval]:
-    """Return mean and percentile bootstrap interval of each metric, whole patients resampled with replacement.
+) -> dict[str, Interval]:
+    """Return value and percentile bootstrap interval of each metric, whole patients resampled with replacement.
 
     Questions about one patient are not independent; resampling them one by one would make the interval too narrow.
     All metrics see the same resamples. One patient alone gives an interval of no width.
 
     Args:
-        values: per-sample scores [n, metrics].
+        metrics: name -> statistics of n samples.
         clusters: whose sample it is, n long.
         resamples: number of bootstrap draws.
         level: coverage, 0.95 for the 2.5th to the 97.5th percentile.
         seed: of the draws.
 
     Raises:
-        ValueError: shapes disagree, or there is no sample.
+        ValueError: there is no sample.
     """
-    if values.ndim != 2 or len(values) != len(clusters) or not len(values):
-        raise ValueError(f"bootstrap needs values [n, metrics], n clusters, n > 0; got {values.shape}, {len(clusters)}")
+    if not len(clusters):
+        raise ValueError("bootstrap needs at least one sample, got none")
+    drawn: dict[str, list[Floats]] = {name: [] for name in metrics}
+    for weights in resampled(clusters, resamples, seed):
+        for name, statistics in metrics.items():
+            drawn[name].append(statistics.scores(weights))
+    whole = np.ones((1, len(clusters)))
+    tail = 50 * (1 - level)
+    intervals = {}
+    for name, statistics in metrics.items():
+        ends = np.percentile(np.concatenate(drawn[name]), [tail, 100 - tail])
+        # Sums of matrix products differ in their last bits with the shape of the matrices; these say nothing.
+        value, low, high = np.round([statistics.scores(whole)[0], *ends], 12).tolist()
+        intervals[name] = Interval(value, low, high)
+    return intervals
+
+
+def resampled(clusters: Sequence[Hashable], resamples: int, seed: int) -> Iterator[Floats]:
+    """Yield weights [R, n] for `Statistics.scores`, `resamples` rows in all: how often a draw holds each sample.
+
+    Whole clusters are drawn, as many as there are; the rows depend on nothing but clusters, count and seed.
+    """
     numbers: dict[Hashable, int] = {}
     owner = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    # A resample's mean is a ratio of sums over drawn patients, so only sums and counts per patient are needed.
-    totals = np.zeros((len(numbers), values.shape[1] + 1))
-    np.add.at(totals, owner, np.column_stack([values, np.ones(len(values))]))
     rng = np.random.default_rng(seed)
-    step = max(1, _CELLS // len(numbers))
-    means = []
+    step = max(1, _CELLS // max(len(clusters), len(numbers)))
     for start in range(0, resamples, step):
-        drawn = rng.integers(len(numbers), size=(min(step, resamples - start), len(numbers)))
-        sums = np.stack([column[drawn].sum(axis=1) for column in totals.T], axis=1)
-        means.append(sums[:, :-1] / sums[:, -1:])
-    tail = 50 * (1 - level)
-    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail], axis=0)
-    return [Interval(float(v), float(a), float(b)) for v, a, b in zip(values.mean(axis=0), low, high, strict=True)]
+        size = min(step, resamples - start)
+        drawn = rng.integers(len(numbers), size=(size, len(numbers))) + len(numbers) * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * len(numbers)).reshape(size, -1)
+        yield counts[:, owner].astype(np.float64)
 
 
 def most_frequent(answers: Sequence[str]) -> str:

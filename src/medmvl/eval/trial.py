@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medmvl.core.log import get_logger
 from medmvl.core.schema import BoxRef, Sample, SampleError, Text
 from medmvl.data.store import SampleStore, Source, StoreError, find_source
 from medmvl.eval.answers import Parsed, ReadBoxes, parse, reference
 from medmvl.eval.ask import Request
 from medmvl.eval.controls import blank, body_frame, shuffle
-from medmvl.eval.metrics.table import per_sample
+from medmvl.eval.metrics.metric import Answers
+from medmvl.eval.metrics.table import Options, measure
 from medmvl.eval.stats import bootstrap, mean_box, most_frequent
 from medmvl.eval.task import Task
 from medmvl.imaging.picture import ImageError
@@ -171,9 +170,20 @@ class Trial:
             _LOG.warning("%s: %d training samples are broken: %s", self.task.name, len(broken), broken[0])
         return answers
 
-    def scores(self, resamples: int, seed: int) -> dict[str, Any]:
-        """Return the task's entry of scores.json."""
+    def scores(self, resamples: int, seed: int, options: Options | None = None) -> dict[str, Any]:
+        """Score the answers, write every sample's own values into its record, and return the entry of scores.json.
+
+        Args:
+            resamples: bootstrap draws per interval.
+            seed: of the draws.
+            options: metric name -> its options.
+        """
         real = self.records.get("", [])
+        missing: dict[str, str] = {}
+        intervals = {}
+        for condition in ("", *self.task.controls):
+            intervals[condition], lacking = self._intervals(condition, resamples, seed, options)
+            missing |= lacking
         return {
             "n": len(real),
             "version": self.task.version,
@@ -182,21 +192,32 @@ class Trial:
             "primary": self.task.shown,
             "patients": len({record["patient"] for record in real}),
             "unparsed": sum(record["parsed"] is None for record in real),
-            "metrics": self._intervals("", resamples, seed),
-            "controls": {control: self._intervals(control, resamples, seed) for control in self.task.controls},
+            "metrics": intervals.pop(""),
+            "controls": intervals,
+            "unavailable": missing,
         }
 
-    def _intervals(self, condition: str, resamples: int, seed: int) -> dict[str, Any]:
+    def _intervals(
+        self, condition: str, resamples: int, seed: int, options: Options | None
+    ) -> tuple[dict[str, Any], dict[str, str]]:
         records = self.records.get(condition, [])
         if not records:
-            return {}
-        values = np.array([[record["scores"][metric] for metric in self.task.metrics] for record in records])
-        intervals = bootstrap(values, [record["patient"] for record in records], resamples, seed=seed)
-        return {metric: one.to_dict() for metric, one in zip(self.task.metrics, intervals, strict=True)}
+            return {}, {}
+        answers = Answers(
+            [record["parsed"] for record in records],
+            [record["reference"] for record in records],
+            [record["question"] for record in records],
+        )
+        found, missing = measure(self.task.metrics, answers, options)
+        for name, statistics in found.items():
+            if statistics.values is not None:
+                for record, value in zip(records, statistics.values.tolist(), strict=True):
+                    record["scores"][name] = value
+        intervals = bootstrap(found, [record["patient"] for record in records], resamples, seed=seed)
+        return {name: one.to_dict() for name, one in intervals.items()}, missing
 
     def _note(self, sample: Sample, control: str, text: str, parsed: Parsed | None, media: Sequence[str]) -> None:
         truth = self.references[sample.id]
-        values = per_sample(self.task.metrics, [parsed], [truth])
         words, boxes = _question(sample)
         self.records.setdefault(control, []).append(
             {
@@ -210,7 +231,7 @@ class Trial:
                 "answer": text,
                 "parsed": parsed,
                 "reference": truth,
-                "scores": {metric: float(value[0]) for metric, value in values.items()},
+                "scores": {},
             }
         )
 

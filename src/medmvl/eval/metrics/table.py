@@ -1,11 +1,10 @@
 """The table of metrics, and the one way to apply them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from medmvl.core.lookup import resolve
+from medmvl.eval.metrics.metric import Answers, Family, MetricUnavailable, Statistics, each
 
 METRICS = {
     "accuracy_strict": "medmvl.eval.metrics.text:accuracy_strict",
@@ -16,34 +15,61 @@ METRICS = {
     "iou_mean": "medmvl.eval.metrics.boxes:iou_mean",
     "acc_iou50": "medmvl.eval.metrics.boxes:acc_iou50",
 }
-"""`name -> "module:attribute"` of a function (prediction, reference) -> float in 0..1 for one sample."""
+"""`name -> "module:attribute"` of a function (prediction, reference) -> float for one sample, or of a `Family`."""
+
+Options = Mapping[str, Mapping[str, Any]]
+"""Metric name -> its options."""
 
 
-def per_sample(names: Sequence[str], predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Return the values of every sample, one float64 array [n] per metric.
+def find(name: str) -> Any:
+    """Return the function or `Family` behind a metric's name or dotted path.
+
+    Raises:
+        LookupNameError: no such metric; says the nearest and all names.
+    """
+    return resolve(METRICS, name, "metric")
+
+
+def measure(
+    names: Iterable[str], answers: Answers, options: Options | None = None
+) -> tuple[dict[str, Statistics], dict[str, str]]:
+    """Apply metrics, those of one family together.
 
     Args:
         names: metric names of `METRICS`, or dotted paths of the user's own functions.
-        predictions: parsed answers; None (nothing could be parsed) scores 0 in every metric.
-        references: parsed true answers, none of them None.
+        answers: what was said and what is true.
+        options: metric name -> its options.
+
+    Returns:
+        name -> statistics, and name -> what is missing for those that cannot be computed here.
 
     Raises:
         LookupNameError: a name is unknown.
-        ValueError: the two sequences differ in length.
     """
-    if len(predictions) != len(references):
-        raise ValueError(
-            f"{len(predictions)} predictions against {len(references)} references; give one of each per sample"
-        )
-    values = {}
+    found: dict[str, Statistics] = {}
+    missing: dict[str, str] = {}
+    families: dict[tuple[int, str], Mapping[str, Statistics] | str] = {}
     for name in names:
-        metric: Any = resolve(METRICS, name, "metric")
-        pairs = zip(predictions, references, strict=True)
-        values[name] = np.array([0.0 if p is None else metric(p, r) for p, r in pairs], dtype=np.float64)
-    return values
+        metric = find(name)
+        if not isinstance(metric, Family):
+            found[name] = each(metric, answers)
+            continue
+        given = dict((options or {}).get(name, {}))
+        key = (id(metric), repr(sorted(given.items())))
+        if key not in families:
+            try:
+                families[key] = metric.measure(answers, **given)
+            except MetricUnavailable as error:
+                families[key] = str(error)
+        made = families[key]
+        if isinstance(made, str):
+            missing[name] = made
+        else:
+            found[name] = made[name]
+    return found, missing
 
 
-def score(names: Sequence[str], predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-    """Return the mean over samples of every metric; NaN without samples."""
-    values = per_sample(names, predictions, references)
-    return {name: float(array.mean()) if array.size else float("nan") for name, array in values.items()}
+def lower_is_better(name: str) -> bool:
+    """Tell whether a metric is an error."""
+    metric = find(name)
+    return isinstance(metric, Family) and name in metric.lower_is_better
