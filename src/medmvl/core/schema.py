@@ -92,25 +92,28 @@ class Text(BaseModel):
 class Image(BaseModel):
     """A picture file; "scan.dcm#frame=3" names one frame of a multi-frame file (see `imaging.address`).
 
-    With `blank` a model gets the frame of that file, and even grey in place of what is in it: a control.
+    With `blank` a model gets the frame of that file, and even grey in place of what is in it: a control. With
+    `mirrored` it gets what the file shows with left and right swapped: a probe.
     """
 
     model_config = _CONFIG
     type: Literal["image"] = "image"
     path: FilePath
     blank: bool = False
+    mirrored: bool = False
 
 
 class Volume(BaseModel):
     """A 3D file or series folder; "scan.npy#unit=HU" says what the file does not (see `imaging.address`).
 
-    `blank`: as for `Image`.
+    `blank`, `mirrored`: as for `Image`.
     """
 
     model_config = _CONFIG
     type: Literal["volume"] = "volume"
     path: FilePath
     blank: bool = False
+    mirrored: bool = False
 
 
 class BoxRef(BaseModel):
@@ -407,7 +410,7 @@ def _plain_part(part: Any, role: str, folders: tuple[str, ...] | None) -> Text |
     path = _plain_text(part["path"])
     if kind not in ("image", "volume") or role == "assistant" or not path or "\0" in path:
         raise ValueError
-    values = {"type": kind, "path": path if folders is None else _inside(path, folders), "blank": False}
+    values = {"type": kind, "path": path if folders is None else _inside(path, folders), **_AS_IT_IS}
     return _made(Image if kind == "image" else Volume, values, {"type", "path"})
 
 
@@ -465,6 +468,7 @@ def _plain_text(text: Any) -> str:
 
 
 _SAMPLE_KEYS = Sample.model_fields.keys()
+_AS_IT_IS = {"blank": False, "mirrored": False}
 _EMPTY_META = Meta()
 _NO_META: dict[str, Any] = dict(_EMPTY_META)
 
@@ -490,8 +494,8 @@ def _part_dict(part: Text | Image | Volume | BoxRef, base: str | None) -> dict[s
         return {"type": "text", "text": part.text}
     if isinstance(part, BoxRef):
         return {"type": "box", "box": part.box}
-    data = {"type": part.type, "path": relative_path(part.path, base)}
-    return data | {"blank": True} if part.blank else data
+    changes = {name: True for name in _AS_IT_IS if getattr(part, name)}
+    return {"type": part.type, "path": relative_path(part.path, base), **changes}
 
 
 def relative_path(path: str, base: str | None) -> str:
@@ -507,7 +511,7 @@ def relative_path(path: str, base: str | None) -> str:
 def _part_json(part: Text | Image | Volume | BoxRef, base: str | None) -> str:
     if type(part) is Text:
         return f'{{"type":"text","text":{_quoted(part.text)}}}'
-    if type(part) is BoxRef or part.blank:
+    if type(part) is BoxRef or part.blank or part.mirrored:
         return _ENCODER.encode(_part_dict(part, base))
     return f'{{"type":"{part.type}","path":{_quoted(relative_path(part.path, base))}}}'
 

@@ -12,7 +12,8 @@ from medmvl.core.lookup import LookupNameError, choices_text, resolve
 from medmvl.eval.answers import Kind
 from medmvl.eval.metrics.table import METRICS
 
-Control = Literal["blank_image", "shuffled_image", "majority"]
+Control = Literal["blank_image", "shuffled_image", "question_only", "majority"]
+Probe = Literal["mirrored", "paraphrased", "options_shuffled"]
 Family = Literal["classification", "closed", "choice", "open", "report", "rec", "reg"]
 
 
@@ -37,18 +38,39 @@ class Task(Strict):
     source: str
     """Data source whose samples are asked: "store/task", or the folder of a sample store."""
     split: str = "test"
+    select: dict[str, str | list[str]] = {}
+    """Only samples whose `meta` (or `meta.attributes`) has this value, or one of these, under each key."""
+    prompt: str = "{question}"
+    """What the last question becomes; "{question}" stands for its own words, pictures and boxes keep their places."""
+    shots: int = Field(default=0, ge=0)
+    """Answered examples of the training split that stand before each question, interleaved with their media."""
     generation: Generation = Generation()
     answer: Kind = "text"
     """How an answer is read before it is scored: "text", the "letter" of an option, or a "box"."""
+    options: Literal["", "choices", "answers"] | list[str] = ""
+    """A closed set to be ranked by likelihood beside the free answer: the sample's own "choices", all true "answers" of
+    the task's samples, or the listed ones. Metrics such as `auc` and `calibration_error` need it."""
     metrics: list[str] = Field(min_length=1)
     primary: str = ""
     """The metric shown first; empty = the first of `metrics`."""
+    metric_options: dict[str, dict[str, str | int | float | bool]] = {}
+    """Metric -> its options."""
+    groups: list[str] = []
+    """Keys of `meta` (or `meta.attributes`) by whose values scores are broken down as well, such as "answer_type"."""
     controls: list[Control] = Field(default_factory=lambda: list(get_args(Control)))
+    probes: list[Probe] = []
+    """Changes of the question after which the right answer is known to stay, or to change in a known way."""
+    paraphrases: list[str] = []
+    """For the probe "paraphrased": other ways to ask, "{question}" standing for the question's words."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         for name in self.metrics:
             resolve(METRICS, name, "metrics")
+        if "{question}" not in self.prompt:
+            raise ValueError(f'prompt: has no place for the question; write "{{question}}" in it, got {self.prompt!r}')
+        if unknown := sorted(set(self.metric_options) - set(self.metrics)):
+            raise ValueError(f"metric_options: not among the metrics: {', '.join(unknown)}")
         if self.primary and self.primary not in self.metrics:
             raise ValueError(f"primary is not scored: {self.primary!r}; {choices_text(self.primary, self.metrics)}")
         return self

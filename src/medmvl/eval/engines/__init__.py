@@ -1,0 +1,1 @@
+"""What answers the questions of an evaluation: a bundle, another framework's checkpoint, an endpoint, or a file."""
