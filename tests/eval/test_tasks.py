@@ -20,7 +20,7 @@ def test_shipped_tasks_load_under_their_own_name(name: str) -> None:
     (task,) = load_tasks(name)
     assert task.name == name
     assert task.shown in task.metrics
-    assert set(task.controls) == {"blank_image", "shuffled_image", "majority"}
+    assert set(task.controls) == {"blank_image", "shuffled_image", "question_only", "majority"}
 
 
 def test_closed_tasks_are_scored_strictly() -> None:

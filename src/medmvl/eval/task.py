@@ -38,7 +38,7 @@ class Task(Strict):
     source: str
     """Data source whose samples are asked: "store/task", or the folder of a sample store."""
     split: str = "test"
-    select: dict[str, str | list[str]] = {}
+    select: dict[str, str | list[str]] = Field(default_factory=dict)
     """Only samples whose `meta` (or `meta.attributes`) has this value, or one of these, under each key."""
     prompt: str = "{question}"
     """What the last question becomes; "{question}" stands for its own words, pictures and boxes keep their places."""
@@ -53,14 +53,14 @@ class Task(Strict):
     metrics: list[str] = Field(min_length=1)
     primary: str = ""
     """The metric shown first; empty = the first of `metrics`."""
-    metric_options: dict[str, dict[str, str | int | float | bool]] = {}
+    metric_options: dict[str, dict[str, str | int | float | bool]] = Field(default_factory=dict)
     """Metric -> its options."""
-    groups: list[str] = []
+    groups: list[str] = Field(default_factory=list)
     """Keys of `meta` (or `meta.attributes`) by whose values scores are broken down as well, such as "answer_type"."""
     controls: list[Control] = Field(default_factory=lambda: list(get_args(Control)))
-    probes: list[Probe] = []
+    probes: list[Probe] = Field(default_factory=list)
     """Changes of the question after which the right answer is known to stay, or to change in a known way."""
-    paraphrases: list[str] = []
+    paraphrases: list[str] = Field(default_factory=list)
     """For the probe "paraphrased": other ways to ask, "{question}" standing for the question's words."""
 
     @model_validator(mode="after")
