@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medmvl.eval.metrics.metric import Floats, Statistics
 
@@ -30,6 +31,7 @@ def bootstrap(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    members: Sequence[int] | None = None,
 ) -> dict[str, Interval]:
     """Return value and percentile bootstrap interval of each metric, whole patients resampled with replacement.
 
@@ -42,17 +44,21 @@ def bootstrap(
         resamples: number of bootstrap draws.
         level: coverage, 0.95 for the 2.5th to the 97.5th percentile.
         seed: of the draws.
+        members: places of the samples that count; None: all. What a metric knows of the others, such as how rare a
+            word is, stays.
 
     Raises:
         ValueError: there is no sample.
     """
-    if not len(clusters):
+    places = np.arange(len(clusters)) if members is None else np.asarray(members)
+    if not len(places):
         raise ValueError("bootstrap needs at least one sample, got none")
     drawn: dict[str, list[Floats]] = {name: [] for name in metrics}
-    for weights in resampled(clusters, resamples, seed):
+    for drawn_weights in resampled([clusters[place] for place in places], resamples, seed):
+        weights = _spread(drawn_weights, places, len(clusters))
         for name, statistics in metrics.items():
             drawn[name].append(statistics.scores(weights))
-    whole = np.ones((1, len(clusters)))
+    whole = _spread(np.ones((1, len(places))), places, len(clusters))
     tail = 50 * (1 - level)
     intervals = {}
     for name, statistics in metrics.items():
@@ -63,6 +69,15 @@ def bootstrap(
     return intervals
 
 
+def _spread(weights: Floats, places: NDArray[np.intp], total: int) -> Floats:
+    """Return weights [R, members] as weights [R, total], 0 for the samples that do not count."""
+    if len(places) == total:
+        return weights
+    spread = np.zeros((len(weights), total))
+    spread[:, places] = weights
+    return spread
+
+
 def resampled(clusters: Sequence[Hashable], resamples: int, seed: int) -> Iterator[Floats]:
     """Yield weights [R, n] for `Statistics.scores`, `resamples` rows in all: how often a draw holds each sample.
 
@@ -71,7 +86,7 @@ def resampled(clusters: Sequence[Hashable], resamples: int, seed: int) -> Iterat
     numbers: dict[Hashable, int] = {}
     owner = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
     rng = np.random.default_rng(seed)
-    step = max(1, _CELLS // max(len(clusters), len(numbers)))
+    step = max(1, _CELLS // len(clusters))
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         drawn = rng.integers(len(numbers), size=(size, len(numbers))) + len(numbers) * np.arange(size)[:, None]
