@@ -6,10 +6,8 @@ import argparse
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -21,6 +19,7 @@ import torch
 from medmvl.bundle import Bundle
 from medmvl.core.atomic import atomic_file
 from medmvl.core.log import get_logger
+from medmvl.core.processes import start_ranks, wait_for_ranks
 from medmvl.model import tune
 from medmvl.train import assemble
 from medmvl.train.assemble import EXTRA, Place, Plan
@@ -405,8 +404,6 @@ def _should_launch(recipe: Recipe) -> bool:
 def _launch(folder: Path, judge: Judge | None) -> None:
     """Start one process per GPU and wait for them, passing SIGTERM on.
 
-    Not torchrun, which kills its processes 30 s after SIGTERM: a large checkpoint takes longer.
-
     Raises:
         SystemExit: with the exit code of the first process that failed; the others are ended.
         RunError: the further validation cannot be imported by them.
@@ -421,34 +418,11 @@ def _launch(folder: Path, judge: Judge | None) -> None:
         command += ["--judge", name]
     count = torch.cuda.device_count()
     _LOG.info("%d GPUs are visible: starting one process for each", count)
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
-    shared |= {"LOCAL_WORLD_SIZE": str(count), "MEDMVL_LAUNCHED": "1"}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    processes = [subprocess.Popen(command, env={**os.environ, **shared, **rank}) for rank in ranks]
+    processes = start_ranks(command, count)
     with Stop(lambda: [process.terminate() for process in processes]):
-        code = _wait(processes)
+        code = wait_for_ranks(processes, good=(0, TERMINATED))
     if code:
         raise SystemExit(code)
-
-
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait until all have ended well or one has not, end the others, and return the first exit code that is not 0."""
-    while True:
-        codes = [process.poll() for process in processes]
-        failed = [code for code in codes if code not in (None, 0, TERMINATED)]
-        if failed:
-            for process in processes:
-                process.kill()  # they wait for the failed one in a collective operation, and would for ever
-            return abs(failed[0])
-        if None not in codes:
-            return max(codes)
-        time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def _import(name: str) -> Any:
