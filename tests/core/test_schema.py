@@ -64,6 +64,21 @@ def test_there_and_back() -> None:
     assert Sample.from_dict(sample.to_dict()) == sample
 
 
+@pytest.mark.parametrize("flags", [{"blank": True}, {"mirrored": True}, {"blank": True, "mirrored": True}])
+@pytest.mark.parametrize("kind", ["image", "volume"])
+def test_what_is_done_to_a_medium_goes_there_and_back(kind: str, flags: dict[str, bool]) -> None:
+    content = [{"type": kind, "path": "x/1.png", **flags}, {"type": "text", "text": "Where?"}]
+    sample = Sample.from_dict({"id": "a", "messages": [{"role": "user", "content": content}]}, root="/data")
+    (medium,) = sample.media
+    assert (medium.blank, medium.mirrored) == (flags.get("blank", False), flags.get("mirrored", False))
+    assert sample.media_key == ("/data/x/1.png",), "what is done to a file does not change which it is"
+    written = sample.to_dict(root="/data")
+    assert written["messages"][0]["content"][0] == {"type": kind, "path": "x/1.png", **flags}
+    assert json.loads(sample.to_json(root="/data")) == written
+    assert Sample.from_dict(written, root="/data") == sample
+    assert "mirrored" not in json.dumps(Sample.from_dict(canonical()).to_dict())
+
+
 def test_reference_annotation() -> None:
     data = reference(answer="Yes.", task="vqa", data_source="slake")
     sample = Sample.from_dict(data | {"conversations": [*data["conversations"], {"from": "human", "value": "Sure?"}]})

@@ -27,8 +27,9 @@ from medmvl.imaging.shards import Shards
 from medmvl.imaging.spec import VisionSpec
 from medmvl.imaging.volume import Volume
 
-FITTING = 1
-"""Part of every key. Raise it when reading or fitting gives other values than before for the same file and spec."""
+FITTING = 2
+"""Part of every key. Raise it when reading or fitting gives other values than before for the same file and spec, or
+says more about them."""
 
 _AFTERWARDS = {"mean", "std", "rescale", "channels"}  # fields of a spec that act on fitted values
 _SETTLED = 2 * 10**9  # ns; the coarsest clock of a file system (FAT) counts in 2 s
@@ -248,11 +249,16 @@ def _digest(text: str) -> str:
 
 
 def _about(fitted: Fitted) -> dict[str, Any]:
-    return {"to_spec": fitted.to_spec.tolist(), "file_size": fitted.file_size, "spacing": fitted.spacing}
+    told = {"file_size": fitted.file_size, "spacing": fitted.spacing, "oriented": fitted.oriented}
+    return {"to_spec": fitted.to_spec.tolist(), **told}
 
 
 def _restored(values: np.ndarray, about: Mapping[str, Any]) -> Fitted:
     spacing = about["spacing"]
     return Fitted(
-        values, np.array(about["to_spec"]), tuple(about["file_size"]), None if spacing is None else tuple(spacing)
+        values,
+        np.array(about["to_spec"]),
+        tuple(about["file_size"]),
+        None if spacing is None else tuple(spacing),
+        about["oriented"],
     )

@@ -32,12 +32,14 @@ class Fitted:
         to_spec: float64 [3, 4], continuous (x, y, z) of the file's frame -> of this one (see `geometry`).
         file_size: (depth, height, width) of the file's frame.
         spacing: (depth, row, column) spacing of this grid in mm, None where the file states none.
+        oriented: whether the file says where left is (see `Volume.oriented`).
     """
 
     values: np.ndarray
     to_spec: np.ndarray
     file_size: tuple[int, int, int]
     spacing: tuple[float, float, float] | None = None
+    oriented: bool = True
 
 
 def fit_volume(volume: Volume, spec: VisionSpec) -> Fitted:
@@ -75,7 +77,7 @@ def fit_volume(volume: Volume, spec: VisionSpec) -> Fitted:
     if spacing is not None:
         spacing = tuple(step / axis.scale for step, axis in zip(spacing, axes, strict=True))
     to_spec = chain(volume.original.to_canonical, to_oriented, fitting)
-    return Fitted(values, to_spec, volume.original.size, spacing)
+    return Fitted(values, to_spec, volume.original.size, spacing, volume.oriented)
 
 
 def _foreground(path: str, array: np.ndarray, black: float, white: float, share: float) -> list[tuple[int, int]]:

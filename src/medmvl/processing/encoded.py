@@ -10,6 +10,7 @@ from medmvl.imaging.augment import Augmentation, augment, augment_volume
 from medmvl.imaging.cache import PreparedStore
 from medmvl.imaging.fit import fit_volume
 from medmvl.imaging.geometry import chain, identity
+from medmvl.imaging.mirror import mirrored_picture, mirrored_volume
 from medmvl.imaging.prepare import blank, normalise, prepare
 from medmvl.imaging.read import read_picture, read_volume
 from medmvl.imaging.spec import VisionSpec
@@ -27,7 +28,8 @@ class View:
 
     Attributes:
         pixels: float32 [C, H, W] or [C, D, H, W].
-        affine: float64 [2, 3] or [3, 4], sends (x, y) or (x, y, z) of the file's frame to the encoder's.
+        affine: float64 [2, 3] or [3, 4], sends (x, y) or (x, y, z) of the file's frame to the encoder's; where the view
+            is a mirror's, to the place in the mirror.
         file_size: (height, width) or (depth, height, width) of the file's frame, in pixels or voxels.
     """
 
@@ -40,10 +42,12 @@ class View:
 class Media:
     """One image or volume of a prompt, read when first looked at and kept as long as this object lives.
 
-    `key` tells equal views apart from others: tower and path, and the seed if it is augmented. `token` is the
-    placeholder's id, which stands `num_tokens` times in the ids. `question` is what a tower that reads text reads
-    beside the view, in ids of its own tokenizer; None for all other towers. `store` saves fitting volumes again; it
-    changes no value. A `blank` one has the frame of its file, and even grey in place of what the file shows.
+    `key` tells equal views apart from others: tower and path, whether it is blank or mirrored, and the seed if it is
+    augmented. `token` is the placeholder's id, which stands `num_tokens` times in the ids. `question` is what a tower
+    that reads text reads beside the view, in ids of its own tokenizer; None for all other towers. `store` saves fitting
+    volumes again; it changes no value. A `blank` one has the frame of its file, and even grey in place of what the file
+    shows. A `mirrored` one shows left and right swapped; boxes stay in the frame of the file as it lies on disk: one in
+    a question is written where the mirror shows it, one that was found in the mirror lies where the file has it.
     """
 
     tower: str
@@ -58,6 +62,7 @@ class Media:
     question: tuple[int, ...] | None = None
     store: PreparedStore | None = None
     blank: bool = False
+    mirrored: bool = False
     plain: "Media | None" = None
     """The same medium without a question, which holds the view for all questions about it."""
 
@@ -83,8 +88,11 @@ class Media:
     def _picture(self) -> View:
         picture = read_picture(self.path)
         size, moved = picture.size, identity(2)
+        if self.mirrored:
+            picture, moved = mirrored_picture(picture)
         if self.augmentation is not None:
-            picture, moved = augment(picture, self.augmentation, self.seed)
+            picture, varied = augment(picture, self.augmentation, self.seed)
+            moved = chain(moved, varied)
         prepared = prepare(picture, self.spec)
         return View(prepared.pixels, chain(moved, prepared.to_spec), size)
 
@@ -94,6 +102,8 @@ class Media:
             fitted = fit_volume(read_volume(self.path), self.spec)
         else:
             fitted = self.store.fitted(self.path, self.spec)
+        if self.mirrored:
+            fitted = mirrored_volume(fitted, self.spec.orientation, self.path)
         values, moved = fitted.values, identity(3)
         if self.augmentation is not None:
             orientation = self.spec.orientation

@@ -252,13 +252,13 @@ class Processor:
                 raise SampleError(f"it shows one {part.type}, but the model takes: {have}", sample.id, part.path)
             own_seed = (*seed, paths.index(part.path))
             key = f"{name}:{part.path}" if augmentation is None else f"{name}:{part.path}@{own_seed}"
-            key += " blank" if part.blank else ""
+            key += " blank" * part.blank + " mirrored" * part.mirrored
             keys.append(key)
             if key not in pool:
                 tower, token = self.towers[name], self.placeholder_ids[name]
                 pool[key] = Media(
                     name, key, token, tower.num_tokens, part.path, sample.id, tower.spec, augmentation, own_seed,
-                    store=self.store, blank=part.blank,
+                    store=self.store, blank=part.blank, mirrored=part.mirrored,
                 )  # fmt: skip
         return tuple(pool[key] for key in keys)
 
