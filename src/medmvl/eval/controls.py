@@ -1,4 +1,4 @@
-"""How much of a score comes from picture or volume: the same questions with a blank one, or with another patient's."""
+"""How much of a score comes from picture or volume: the same questions with a blank one, another patient's, or none."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,17 @@ from functools import lru_cache
 import numpy as np
 
 from medmvl.core.boxes import Coords
-from medmvl.core.schema import Image, Sample, Volume
+from medmvl.core.schema import BoxRef, Image, Sample, Text, Volume
 from medmvl.imaging.geometry import chain, identity, invert, scaling, transform_box
 from medmvl.imaging.read import read_image
 from medmvl.imaging.volume import Volume as ReadVolume
+
+
+@dataclass(frozen=True)
+class NotAsked:
+    """A question that has no form under a control or probe, and why; no fault of the sample or the model."""
+
+    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,27 @@ def body_frame(path: str) -> BodyFrame:
 def blank(sample: Sample) -> Sample:
     """Return the sample with an even grey in place of every picture and volume; text and box coordinates stay."""
     return _changed(sample, [{"blank": True}] * len(sample.media))
+
+
+def question_only(sample: Sample) -> Sample | NotAsked:
+    """Return what is asked as words alone, without any picture or volume, and without the answer.
+
+    A box is told in the frame of what a model sees of its picture, so a question with one has no such form.
+    """
+    asked = sample.prompt()
+    parts = [part for message in asked.messages for part in message.content]
+    if any(isinstance(part, BoxRef) for part in parts):
+        return NotAsked("a box in it has no place without its picture or volume")
+    if not any(isinstance(part, Text) and part.text.strip() for part in asked.messages[-1].content):
+        return NotAsked("it asks nothing in words")
+    messages = tuple(
+        message.model_copy(
+            update={"content": tuple(part for part in message.content if not isinstance(part, Image | Volume))}
+        )
+        for message in asked.messages
+    )
+    meta = asked.meta.model_copy(update={"boxes": ()})
+    return asked.model_copy(update={"messages": messages, "meta": meta})
 
 
 def with_media(sample: Sample, paths: Sequence[str]) -> Sample:
