@@ -100,14 +100,27 @@ class Family:
         measure: (answers, **options) -> metric name -> its statistics; raises `MetricUnavailable`.
         options: names of the options it takes, each with a line about it; a task or a caller gives them.
         lower_is_better: names of those of its metrics that are errors.
+        unbounded: names of those whose scores are no shares of 1 and may pass it, such as CIDEr.
     """
 
     measure: Callable[..., Mapping[str, Statistics]]
     options: Mapping[str, str] = field(default_factory=dict)
     lower_is_better: frozenset[str] = frozenset()
+    unbounded: frozenset[str] = frozenset()
 
 
 def each(function: Callable[[Any, Any], float], answers: Answers) -> Mean:
     """Return the statistics of a function (prediction, reference) -> float; an answer without anything parsed has 0."""
     pairs = zip(answers.predictions, answers.references, strict=True)
     return Mean(np.array([0.0 if p is None else function(p, r) for p, r in pairs], dtype=np.float64))
+
+
+def mean_of(values: Floats, counted: Floats) -> Sums:
+    """Return the statistics of a mean over those samples that count; 0 where none does.
+
+    Args:
+        values: float64 [n].
+        counted: 1 where a sample counts and 0 where it does not, [n].
+    """
+    rows = np.stack([values * counted, counted], axis=1)
+    return Sums(rows, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1), rows[:, 0])
