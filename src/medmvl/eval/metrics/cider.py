@@ -46,5 +46,5 @@ def _ctchat(answers: Answers) -> dict[str, Mean]:
     return {"cider_ctchat": Mean(cider([p.split() for p in given], [r.split() for r in wanted]))}
 
 
-COCO = Family(_coco)
-CTCHAT = Family(_ctchat)
+COCO = Family(_coco, unbounded=frozenset({"cider"}))
+CTCHAT = Family(_ctchat, unbounded=frozenset({"cider_ctchat"}))
