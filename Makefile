@@ -26,10 +26,12 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 # DeepSpeed builds against the torch that is already there; an isolated build would fetch another torch.
+# Of MedMNIST only its evaluator is used, which needs none of what the package asks for (torchvision, fire).
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "installing medmvl[demo,dev,deepspeed] into $(VENV)"
 	@$(PIP) --editable ".[demo,dev]"
 	@$(PIP) --no-build-isolation --editable ".[deepspeed]"
+	@$(PIP) --no-deps medmnist
 	@touch $@
 
 demo: $(VENV)/.demo
