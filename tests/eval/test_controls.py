@@ -12,7 +12,7 @@ from PIL import Image as PillowImage
 
 import phantom
 from medmvl.core.schema import Sample
-from medmvl.eval.controls import blank, body_frame, shuffle
+from medmvl.eval.controls import NotAsked, blank, body_frame, question_only, shuffle
 from medmvl.imaging.prepare import blank as prepare_blank
 from medmvl.imaging.spec import VisionSpec
 from medmvl.processing.encoded import Media
@@ -106,3 +106,38 @@ def test_a_box_in_a_question_moves_to_the_other_patients_frame(tmp_path: Path) -
     for one, other in zip(samples, shuffle(samples), strict=True):
         assert other is not None and other.media_key != one.media_key
         assert other.meta.boxes[0].coords == pytest.approx(boxes[owner[other.media_key]])
+
+
+def test_a_question_alone_has_no_media_no_boxes_and_no_answer() -> None:
+    turns = [("user", [{"type": "image", "path": "a.png"}]), ("assistant", "a brain"), ("system", "Be brief.")]
+    turns.append(
+        (
+            "user",
+            [{"type": "text", "text": "Where "}, {"type": "volume", "path": "b.nii"}, {"type": "text", "text": "?"}],
+        )
+    )
+    turns.append(("assistant", [{"type": "box", "box": 0}]))
+    meta = {"patient": "p", "boxes": [{"coords": [0, 0, 0, 1, 1, 1], "media": 1}], "choices": ["x"]}
+    messages = [{"role": role, "content": content} for role, content in turns]
+    one = Sample.from_dict({"id": "s", "messages": messages, "meta": meta})
+    alone = question_only(one)
+    assert isinstance(alone, Sample)
+    assert (alone.media, alone.meta.boxes, alone.meta.choices, alone.patient) == ((), (), ("x",), "p")
+    told = [(m.role, "".join(part.text for part in m.content)) for m in alone.messages]
+    assert told == [("user", ""), ("assistant", "a brain"), ("system", "Be brief."), ("user", "Where ?")]
+    assert Sample.from_dict(alone.to_dict()) == alone
+    assert question_only(alone) == alone
+    assert len(one.media) == 2 and len(one.messages) == 5
+
+
+def test_questions_that_only_a_picture_explains_are_not_asked_alone() -> None:
+    picture, box = {"type": "image", "path": "a.png"}, {"type": "box", "box": 0}
+    for content, reason in (
+        ([picture, {"type": "text", "text": " "}], "nothing in words"),
+        ([picture, box], "a box in it"),
+    ):
+        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "x"}]
+        found = question_only(
+            Sample.from_dict({"id": "s", "messages": turns, "meta": {"boxes": [{"coords": [0, 0, 1, 1]}]}})
+        )
+        assert isinstance(found, NotAsked) and reason in found.reason
