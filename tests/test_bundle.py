@@ -206,6 +206,15 @@ def test_options_score_as_their_loss(tmp_path: Path) -> None:
         assert score == pytest.approx(-mean * count, abs=1e-4)
 
 
+def test_options_of_many_samples_score_as_those_of_each(tmp_path: Path) -> None:
+    bundle, samples = make(tmp_path), make_samples(tmp_path)
+    options = [["yes", "no", f"lesion {number}"][: 1 + number % 3] for number in range(len(samples))]
+    alone = [bundle.score_options(sample, own) for sample, own in zip(samples, options, strict=True)]
+    for batch_size in (1, 3, 64):
+        found = bundle.score_options_each(samples, options, batch_size)
+        assert [pytest.approx(scores, rel=1e-5) for scores in found] == alone
+
+
 def test_logits_count_the_expanded_image(tmp_path: Path) -> None:
     bundle, samples = make(tmp_path), make_samples(tmp_path)
     logits = bundle.logits(samples[4])

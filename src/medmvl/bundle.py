@@ -273,8 +273,31 @@ class Bundle:
 
     def score_options(self, sample: Sample, options: Sequence[str]) -> list[float]:
         """Return the log-likelihood of each option as the answer to the sample's last question, end mark included."""
-        (prompt,) = self._prompts([sample])
-        return engine.score(self.model, self.processor, prompt, [self._answer(sample, prompt, one) for one in options])
+        return self.score_options_each([sample], [options])[0]
+
+    def score_options_each(
+        self, samples: Sequence[Sample], options: Sequence[Sequence[str]], batch_size: int = 64
+    ) -> list[list[float]]:
+        """Return what `score_options` returns for each sample; media that samples share are computed once.
+
+        Args:
+            samples: what is asked.
+            options: the options of each sample.
+            batch_size: samples whose media are in memory at the same time.
+
+        Raises:
+            SampleError: a sample cannot be used; says which and why.
+        """
+        scores: list[list[float]] = []
+        for start in range(0, len(samples), batch_size):
+            batch = slice(start, start + batch_size)
+            prompts = self._prompts(samples[batch])
+            answers = [
+                [self._answer(sample, prompt, option) for option in own]
+                for sample, prompt, own in zip(samples[batch], prompts, options[batch], strict=True)
+            ]
+            scores += engine.score(self.model, self.processor, prompts, answers)
+        return scores
 
     def _answer(self, sample: Sample, prompt: Encoded, answer: str) -> list[int]:
         """Return the ids of an answer, as they would be learnt behind this prompt."""

@@ -156,15 +156,27 @@ def test_score_is_the_log_likelihood_of_each_option():
     model, reference = tiny_vlm(config, attention.NAME), tiny_vlm(config, "eager")
     options = [[7], [7, 8, 9], [20, 21], [7]]
     for prompt in prompts()[:5]:
-        found = engine.score(model, make_processor(), prompt, options)
-        assert found == pytest.approx(engine.score(reference, make_processor(), prompt, options), rel=1e-5)
+        (found,) = engine.score(model, make_processor(), [prompt], [options])
+        (other,) = engine.score(reference, make_processor(), [prompt], [options])
+        assert found == pytest.approx(other, rel=1e-5)
         batch = collate(Row(tuple(alone([prompt]))))
         at = torch.tensor([batch.ids.shape[1] - 1])
         first = reference.logits(batch.ids, None, batch.layout, batch.pixels, batch.media_positions, at)
         assert found[0] == pytest.approx(first[0].log_softmax(-1)[7].item(), rel=1e-4)
         assert found[0] == found[3]
     with pytest.raises(ValueError, match=r"option 1 .* has no tokens"):
-        engine.score(model, make_processor(), prompts()[0], [[1], []])
+        engine.score(model, make_processor(), prompts()[:1], [[[1], []]])
+
+
+def test_scores_do_not_depend_on_who_is_scored_beside():
+    model, asked = tiny_vlm(tiny_config("qwen2", WINDOW), attention.NAME), prompts()
+    options = [[[7 + number], [8, 9, 10], [20, 21 + number]][: 1 + number % 3] for number in range(len(asked))]
+    together = engine.score(model, make_processor(), asked, options)
+    assert [len(scores) for scores in together] == [len(own) for own in options]
+    for prompt, own, found in zip(asked, options, together, strict=True):
+        assert engine.score(model, make_processor(), [prompt], [own]) == [pytest.approx(found, rel=1e-5)]
+    assert engine.score(model, make_processor(), [], []) == []
+    assert engine.score(model, make_processor(), asked[:2], [[], [[7]]])[0] == []
 
 
 def test_long_rope_prompts_that_reach_the_switch_stay_alone():

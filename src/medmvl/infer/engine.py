@@ -77,32 +77,42 @@ def stream(
 
 
 @torch.no_grad()
-def score(model: VLM, processor: Processor, prompt: Encoded, options: Sequence[Sequence[int]]) -> list[float]:
-    """Return the log-likelihood of each option as what follows the prompt, summed over its tokens.
+def score(
+    model: VLM, processor: Processor, prompts: Sequence[Encoded], options: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """Return the log-likelihood of each option as what follows its prompt, summed over its tokens.
 
     Args:
-        options: ids of each continuation, the end mark included if it is to count. The prompt is computed once.
+        prompts: what `processor.prompt` returned; what those about the same media have in common is computed once.
+        options: for each prompt the ids of every continuation, the end mark included if it is to count.
 
     Raises:
         ValueError: an option without tokens.
     """
-    if not all(options):
-        raise ValueError(f"option {[len(ids) for ids in options].index(0)} of prompt {prompt.id!r} has no tokens")
-    (asked,) = prompt.branches
-    silent = np.full(len(asked.ids), IGNORE, np.int32)
     answered = []
-    for ids in options:
-        said = np.asarray(ids, np.int32)
-        branch = Branch(np.concatenate([asked.ids, said]), np.concatenate([silent, said]), asked.num_media)
-        answered.append(replace(prompt, branches=(branch,)))
-    scores = [0.0] * len(options)
+    for prompt, continuations in zip(prompts, options, strict=True):
+        if not all(continuations):
+            empty = [len(ids) for ids in continuations].index(0)
+            raise ValueError(f"option {empty} of prompt {prompt.id!r} has no tokens")
+        answered += [_answered(prompt, ids) for ids in continuations]
+    scores = [0.0] * len(answered)
     with _evaluating(model):
         for row in (row for rows in _batches(model, processor, answered, room=0) for row in rows):
             batch = collate(row).to(_device(model))
             losses = model(**batch.model_inputs()).token_losses.double().cpu()
             for owner, loss in zip(batch.owner.tolist(), losses.tolist(), strict=True):
                 scores[int(batch.sample_ids[owner])] -= loss
-    return scores
+    left = iter(scores)
+    return [[next(left) for _ in continuations] for continuations in options]
+
+
+def _answered(prompt: Encoded, ids: Sequence[int]) -> Encoded:
+    """Return a prompt with a continuation, of which every token is to be predicted."""
+    (asked,) = prompt.branches
+    said = np.asarray(ids, np.int32)
+    silent = np.full(len(asked.ids), IGNORE, np.int32)
+    branch = Branch(np.concatenate([asked.ids, said]), np.concatenate([silent, said]), asked.num_media)
+    return replace(prompt, branches=(branch,))
 
 
 class _Chooser:
