@@ -8,7 +8,9 @@ from PIL import Image as Picture
 from adapter_root import Root
 
 
-def item(qid: int, image: str, text: str, answer: object, kind: str, phrase: str = "freeform") -> dict:
+def item(
+    qid: int, image: str, text: str, answer: object, kind: str, phrase: str = "freeform", rephrase: str = "NULL"
+) -> dict:
     """Return one row as it is published."""
     return {
         "qid": qid,
@@ -19,7 +21,7 @@ def item(qid: int, image: str, text: str, answer: object, kind: str, phrase: str
         "image_organ": "HEAD",
         "evaluation": "not evaluated",
         "question": text,
-        "question_rephrase": "NULL",
+        "question_rephrase": rephrase,
         "question_relation": "NULL",
         "question_frame": "NULL",
         "question_type": "PRES",
@@ -37,7 +39,7 @@ def rows() -> list[dict]:
         item(1, "synpic1.jpg", "How many lesions are there?", 3, "OPEN ", "para"),
         item(2, "synpic2.jpg", "Is it axial or sagittal?", "axial", "CLOSED ", "freeform"),
         item(3, "synpic2.jpg", "What is the lesion?", "a stroke", "OPENED", "freeform"),
-        item(4, "synpic1.jpg", "Is the brain swollen?", "no", "CLOSED", "test_freeform"),
+        item(4, "synpic1.jpg", "Is the brain swollen?", "no", "CLOSED", "test_freeform", "Is there edema?"),
         item(5, "synpic3.jpg", "Where is the mass?", "left lobe", "OPEN", "test_para"),
         without,
         item(7, "synpic1.jpg", "Which phrase is this?", "none", "OPEN", "sonnet"),

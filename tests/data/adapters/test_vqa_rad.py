@@ -36,6 +36,7 @@ def test_rows(tmp_path) -> None:
 def test_test_phrases_are_the_test_split(tmp_path) -> None:
     samples, refused = _read(roots.write(tmp_path / "root"), "test")
     assert [sample.answer for sample in samples] == ["no", "left lobe"]
+    assert [sample.meta.model_extra.get("question_rephrase") for sample in samples] == ["Is there edema?", None]
     assert "OPEN or CLOSED" in refused[0].message
 
 

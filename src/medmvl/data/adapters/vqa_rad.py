@@ -22,13 +22,13 @@ class VqaRad(Adapter):
     """Open and closed questions, free and paraphrased.
 
     Test rows are those whose `phrase_type` begins with `test_` (451 of 2,248). Training and test share most images, by
-    design, and paraphrases of one question are linked by `qid_linked_id`. A question without a known phrase type is
-    refused with the training rows.
+    design, and paraphrases of one question are linked by `qid_linked_id`; `question_rephrase` is kept where there is
+    one. A question without a known phrase type is refused with the training rows.
     """
 
     name = "vqa_rad"
     title = "VQA-RAD: questions about radiology images; its test images are training images too"
-    version = "1.0"
+    version = "1.1"
     licence = "CC0-1.0"
     access = (
         "osf.io/89kps, or huggingface.co/datasets/flaviagiammarino/vqa-rad; training and test share images, so a score "
@@ -71,6 +71,7 @@ data/test-00000-of-00001-*.parquet
             study=row.optional("image_case_url"),
             answer_type=kind,
             choices=yes_no(answer) if kind == "closed" else None,
+            question_rephrase=row.optional("question_rephrase").removeprefix("NULL"),
             **{key: row.optional(key) for key in _META},
         )
 
