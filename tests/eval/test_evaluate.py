@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 
 from medmvl.core.schema import Sample, SampleError
 from medmvl.data.store import StoreError
-from medmvl.eval.ask import Request, ask
+from medmvl.eval.engines.table import open_engine
 from medmvl.eval.run import evaluate, join
 from medmvl.eval.table import headlines, pooled, print_table
-from medmvl.eval.task import load_tasks
+from medmvl.eval.task import Generation, load_tasks
 from paper_model import PaperModel, write_store
 
 TASKS = [f"brain_atlas/{family}" for family in ("side", "choice", "report", "rec", "reg")]
@@ -37,7 +38,10 @@ def test_a_perfect_model_is_perfect_and_its_controls_are_not(store: tuple[Path, 
         metric = entry["primary"]
         assert (entry["n"], entry["patients"], entry["version"], entry["unparsed"]) == (24, 12, "1.0", 0)
         assert entry["metrics"][metric]["value"] > (0.9 if name.endswith("rec") else 0.999)  # box text has 1 % steps
-        assert set(entry["controls"]) == {"blank_image", "shuffled_image", "majority"}
+        assert set(entry["controls"]) == {"blank_image", "shuffled_image", "question_only", "majority"}
+        if name.endswith("reg"):  # asks about a box, which has no place without its picture
+            assert entry["controls"].pop("question_only") == {}
+            assert sum(entry["not_applicable"]["question_only"].values()) == 24
         for control in entry["controls"].values():
             assert set(control) == set(entry["metrics"])
             assert set(control[metric]) == {"value", "low", "high"}
@@ -53,10 +57,10 @@ def test_answers_never_reach_the_model_and_pictures_are_shared(store: tuple[Path
     asked = [sample for batch in model.asked for sample in batch]
     assert all(message.role != "assistant" for sample in asked for message in sample.messages)
     for batch in model.asked:
-        keys = [sample.media_key for sample in batch]
+        keys = [sample.media_key for sample in batch if sample.media]
         changes = sum(a != b for a, b in itertools.pairwise(keys))
-        assert changes == len(set(keys)) - 1  # questions on one picture stand side by side
-    blank = [sample for sample in asked if sample.media[0].blank]
+        assert changes == max(len(set(keys)) - 1, 0)  # questions on one picture stand side by side
+    blank = [sample for sample in asked if sample.media and sample.media[0].blank]
     assert len(blank) < len(samples) / 2  # equal questions on a blank picture are asked once
 
 
@@ -64,7 +68,10 @@ def test_every_answer_is_kept(store: tuple[Path, list[Sample]], tmp_path: Path) 
     root, samples = store
     scores = evaluate(PaperModel(samples, errs=0.3), TASKS, tmp_path, roots=[root], resamples=10)
     records = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert len(records) == 4 * len(samples)
+    count = Counter(r["control"] for r in records)
+    for condition in ("", "blank_image", "shuffled_image", "majority"):
+        assert count[condition] == len(samples)
+    assert count["question_only"] == len(samples) - 24  # questions on a box are not asked without its picture
     side = [r for r in records if r["task"] == "brain_atlas/side" and r["control"] == ""]
     mean = sum(r["scores"]["accuracy_strict"] for r in side) / len(side)
     assert scores["tasks"]["brain_atlas/side"]["metrics"]["accuracy_strict"]["value"] == pytest.approx(mean)
@@ -139,11 +146,11 @@ def test_one_id_in_two_sources_excludes_the_broken_one_only() -> None:
                     raise SampleError("missing", sample.id, "bad.png")
             return ["fine" for _ in samples]
 
-    (task,) = load_tasks("brain_atlas/side")
+    settings = Generation()
     asked = [{"type": "image", "path": "good.png"}, {"type": "image", "path": "bad.png"}]
     prompts = [Sample.from_dict({"id": "0", "messages": [{"role": "user", "content": [image]}]}) for image in asked]
-    answers, excluded = ask(Strict([]), [Request(task, prompt, prompt) for prompt in prompts], batch_size=2)
-    assert answers == {0: "fine"} and list(excluded) == [1]
+    answered = dict(open_engine(Strict([])).answer(prompts, settings))
+    assert answered[0] == "fine" and isinstance(answered[1], SampleError) and len(answered) == 2
 
 
 def test_broken_lines_of_a_store_are_listed(tmp_path: Path) -> None:

@@ -78,3 +78,41 @@ def reference(kind: Kind, sample: Sample) -> Parsed:
         if found:
             return found
     raise SampleError(f"the last assistant message holds no true answer of kind {kind!r} to score against", sample.id)
+
+
+def option_answers(kind: Kind, sample: Sample, closed: Sequence[str]) -> dict[str, str]:
+    """Return the options of a sample that are to be ranked: parsed form -> the text a model would answer with.
+
+    Args:
+        kind: "letter": each option is written as the sample's true answer is, with its own letter and words; "text":
+            an option that says the same as the true answer goes by the true answer's form.
+        sample: with its true answer, and with choices if `closed` is empty.
+        closed: the options' texts; empty takes the sample's choices.
+
+    Returns:
+        The options, the true answer among them; {} where the sample has no choices, or the true answer is none of them.
+    """
+    true, choices = sample.answer.strip(), sample.meta.choices
+    if kind == "letter":
+        own = letter(true, choices)
+        if own is None or not choices:
+            return {}
+        words = choices[ascii_uppercase.index(own)]
+        return {
+            name: _in_the_manner_of(true, own, words, name, choice)
+            for name, choice in zip(ascii_uppercase, choices, strict=False)
+        }
+    options = {normalise(option): option for option in (closed or choices)}
+    if normalise(true) not in options:
+        return {}
+    options[normalise(true)] = true
+    return {option: option for option in options.values()}
+
+
+def _in_the_manner_of(true: str, own: str, words: str, name: str, choice: str) -> str:
+    """Return another option written as the true answer is: "(b) right" -> "(a) left"."""
+    found = re.match(rf"(\(?)({own}|{own.lower()})(\b.*)", true, re.DOTALL)
+    if found is None or normalise(true) == normalise(words):
+        return choice
+    mark = name if found[2].isupper() else name.lower()
+    return found[1] + mark + found[3].replace(words, choice)

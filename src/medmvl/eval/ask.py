@@ -1,96 +1,181 @@
-"""Putting questions to a model: pictures shared, equal questions asked once, broken samples set aside and listed."""
+"""Putting questions to an engine: pictures shared, equal questions asked once, answers kept as they come."""
 
+import hashlib
 import json
+import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any
 
 from medmvl.core.log import get_logger
-from medmvl.core.schema import BoxRef, Sample, SampleError
+from medmvl.core.schema import BoxRef, Sample, SampleError, split_fragment
+from medmvl.eval.answered import AnswerLog
+from medmvl.eval.answers import Parsed
+from medmvl.eval.engines.engine import Engine
+from medmvl.eval.metrics.metric import MetricUnavailable
 from medmvl.eval.task import Generation, Task
+from medmvl.eval.team import Team
 
 _LOG = get_logger(__name__)
-
-
-class Target(Protocol):
-    """What can be evaluated: a bundle, or anything that answers samples as a bundle does."""
-
-    processor: Any
-    """Has `boxes_from_text(text, sample) -> list[coords]`; used by tasks whose answer is a box."""
-
-    def generate(self, samples: Sequence[Sample], max_new_tokens: int, temperature: float) -> list[str]:
-        """Answer each sample; raise SampleError for one that cannot be used.
-
-        Of a medium marked `blank` the model must see nothing but an even grey.
-        """
-        ...
 
 
 @dataclass(frozen=True)
 class Request:
     """One question of a task, as it is put to the model.
 
-    `sample` is the original with its true answer, `prompt` what the model gets: no answer, and under a control
-    ("blank_image", "shuffled_image"; "" = the real question) blank media, or another patient's.
+    Attributes:
+        task: whose question it is.
+        sample: the original, with its true answer.
+        prompt: what the model gets: no answer; in the task's words, behind its shots, and changed by the condition.
+        condition: "" for the question as it is, or the name of a control or probe.
+        shown: the sample as it is asked under the condition, without the task's words and shots.
+        expected: the true answer under the condition.
+        options: closed set to be ranked by likelihood, as texts of answers; empty where none is asked for.
     """
 
     task: Task
     sample: Sample
     prompt: Sample
-    control: str = ""
+    condition: str
+    shown: Sample
+    expected: Parsed
+    options: tuple[str, ...] = ()
 
 
-def ask(target: Target, requests: Sequence[Request], batch_size: int) -> tuple[dict[int, str], dict[int, str]]:
-    """Return answers by index of the request, and for requests that could not be asked what is wrong with them.
+@dataclass(frozen=True)
+class Said:
+    """What came back of one request: an answer, or why there is none."""
 
-    Questions on one file are handed over side by side, so that the model reads it once. Under greedy
-    decoding equal prompts (every yes/no question about an even grey) are asked once and share the answer.
+    text: str = ""
+    error: str | None = None
+    likelihoods: tuple[float, ...] | None = None
+
+
+def ask(
+    engine: Engine, requests: Sequence[Request], log: AnswerLog, team: Team | None = None, batch_size: int = 256
+) -> list[Said]:
+    """Return what the engine says to every request; answers that the log has are not asked for again.
+
+    Questions on one file are handed over side by side, so that the model reads it once. Under greedy decoding equal
+    prompts (every yes/no question about an even grey) are asked once and share the answer. The processes of a team
+    share the questions; all of them return all answers.
 
     Args:
-        target: the model.
-        requests: in any order.
-        batch_size: samples handed to one call of `generate`.
+        engine: answers.
+        requests: in any order, the same in every process.
+        log: keeps the answers.
+        team: the processes that share the work; None: this one alone.
+        batch_size: samples handed to one call of the engine.
+
+    Raises:
+        EngineError: the engine cannot go on; what it answered is kept.
     """
-    groups: dict[Generation, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for index, request in enumerate(requests):
-        settings = request.task.generation
-        key = _key(request.prompt) if settings.temperature == 0 else str(index)
-        groups[settings][key].append(index)
-    answers: dict[int, str] = {}
-    excluded: dict[int, str] = {}
+    team = team or Team()
     started = time.monotonic()
-    with _progress(sum(map(len, groups.values())), requests) as advance:
-        for settings, same in groups.items():
-            firsts = sorted((indices[0] for indices in same.values()), key=lambda i: (requests[i].prompt.media_key, i))
-            followers = {indices[0]: indices for indices in same.values()}
-            for start in range(0, len(firsts), batch_size):
-                chunk = firsts[start : start + batch_size]
-                texts, broken = _generate(target, [requests[i].prompt for i in chunk], settings)
-                for place, first in enumerate(chunk):
-                    for index in followers[first]:
-                        if place in texts:
-                            answers[index] = texts[place]
-                        else:
-                            excluded[index] = broken[place]
-                advance(len(chunk))
+    keys = [_key(engine.hash, request.prompt, request.task.generation) for request in requests]
+    todo: dict[Generation, dict[str, int]] = defaultdict(dict)
+    for index, (request, key) in enumerate(zip(requests, keys, strict=True)):
+        if log.get(key) is None:
+            todo[request.task.generation].setdefault(key, index)
+    left = sum(map(len, todo.values()))
+    with _progress(_name(requests), -(-left // team.size)) as advance:
+        for settings, missing in todo.items():
+            for chunk in _chunks(requests, missing, team, batch_size):
+                answered = engine.answer([requests[index].prompt for _, index in chunk], settings)
+                _keep(log, [key for key, _ in chunk], answered, "text", advance)
+    _gather(log, team)
+    ranked = _rank(engine, requests, keys, log, team, batch_size)
+    said = [_said(log, key, other) for key, other in zip(keys, ranked, strict=True)]
+    _report(requests, said, left, time.monotonic() - started)
+    return said
+
+
+def _rank(
+    engine: Engine, requests: Sequence[Request], keys: Sequence[str], log: AnswerLog, team: Team, batch_size: int
+) -> list[str]:
+    """Have the options of all requests that were answered ranked; return the key of each one's likelihoods, or ""."""
+    ranked = [
+        _digest([key, list(request.options)]) if request.options and "error" not in (log.get(key) or {}) else ""
+        for request, key in zip(requests, keys, strict=True)
+    ]
+    missing: dict[str, int] = {}
+    for index, key in enumerate(ranked):
+        if key and log.get(key) is None:
+            missing.setdefault(key, index)
+    try:
+        with _progress("likelihoods", -(-len(missing) // team.size)) as advance:
+            for chunk in _chunks(requests, missing, team, batch_size):
+                asked = [requests[index] for _, index in chunk]
+                answered = engine.likelihoods([one.prompt for one in asked], [one.options for one in asked])
+                _keep(log, [key for key, _ in chunk], answered, "likelihoods", advance)
+    except MetricUnavailable as error:
+        _LOG.info("%s: no likelihoods: %s", engine.name, error)
+    _gather(log, team)
+    return ranked
+
+
+def _chunks(
+    requests: Sequence[Request], missing: dict[str, int], team: Team, batch_size: int
+) -> Iterator[list[tuple[str, int]]]:
+    """Yield this process's share of the missing (key, index of a request), ordered by what they show."""
+    ordered = sorted(missing.items(), key=lambda item: (requests[item[1]].prompt.media_key, item[1]))
+    own = ordered[team.share(len(ordered))]
+    for start in range(0, len(own), batch_size):
+        yield own[start : start + batch_size]
+
+
+def _keep(
+    log: AnswerLog,
+    keys: Sequence[str],
+    answered: Iterator[tuple[int, Any]],
+    kind: str,
+    advance: Callable[[int], None],
+) -> None:
+    left = set(range(len(keys)))
+    for place, said in answered:
+        left.remove(place)
+        log.add(keys[place], **({"error": str(said)} if isinstance(said, SampleError) else {kind: said}))
+        advance(1)
+    if left:
+        raise ValueError(f"the engine left {len(left)} of {len(keys)} samples without an answer, and said nothing")
+
+
+def _gather(log: AnswerLog, team: Team) -> None:
+    team.wait()
+    if team.size > 1:
+        log.refresh()
+
+
+def _said(log: AnswerLog, key: str, ranked: str) -> Said:
+    entry = log.get(key) or {}
+    if "error" in entry:
+        return Said(error=entry["error"])
+    found = (log.get(ranked) or {}).get("likelihoods") if ranked else None
+    return Said(entry["text"], likelihoods=None if found is None else tuple(found))
+
+
+def _report(requests: Sequence[Request], said: Sequence[Said], asked: int, seconds: float) -> None:
+    failed = sum(one.error is not None for one in said)
     _LOG.info(
-        "%s: %d questions answered in %.1f s%s",
+        "%s: %d questions answered, %d of them now, in %.1f s%s",
         _name(requests),
-        len(answers),
-        time.monotonic() - started,
-        f", {len(excluded)} could not be asked" if excluded else "",
+        len(said) - failed,
+        asked,
+        seconds,
+        f"; {failed} could not be asked" if failed else "",
     )
-    return answers, excluded
 
 
-def _key(prompt: Sample) -> str:
-    """What decides the answer: messages and the boxes they show.
+def _key(engine: str, prompt: Sample, settings: Generation) -> str:
+    """Return what decides the answer: the model, messages, the boxes and files they show, and how it is produced.
 
-    An even grey is the same whatever file it stands for, unless boxes are told in that file's frame.
+    An even grey is the same whatever file it stands for, unless boxes are told in that file's frame. Sampled answers
+    depend on the sample's id too.
     """
     boxes = [
         prompt.meta.boxes[part.box].model_dump(mode="json")
@@ -99,42 +184,43 @@ def _key(prompt: Sample) -> str:
         if isinstance(part, BoxRef)
     ]
     messages = prompt.to_dict()["messages"]
-    if not boxes:
-        for part in (part for message in messages for part in message["content"] if part.get("blank")):
+    files = []
+    for part in (part for message in messages for part in message["content"] if "path" in part):
+        if part.get("blank") and not boxes:
             del part["path"]
-    return json.dumps([messages, boxes], sort_keys=True)
+        else:
+            files.append(_version(part["path"]))
+    own = [prompt.id] if settings.temperature else []
+    return _digest([engine, messages, boxes, files, settings.model_dump(mode="json"), own])
 
 
-def _generate(target: Target, prompts: Sequence[Sample], settings: Generation) -> tuple[dict[int, str], dict[int, str]]:
-    """Return the texts by place, and what is wrong with those that have none."""
-    left = list(range(len(prompts)))
-    broken: dict[int, str] = {}
-    while left:
-        try:
-            texts = target.generate([prompts[i] for i in left], **settings.model_dump())
-        except SampleError as error:
-            same = [i for i in left if prompts[i].id == error.sample_id]
-            if not same:
-                raise
-            # Two sources may use one id: the file at fault tells them apart.
-            named = [i for i in same if str(error.path) in prompts[i].media_key] or same
-            broken |= dict.fromkeys(named, str(error))
-            left = [i for i in left if i not in named]
-            continue
-        if len(texts) != len(left):
-            raise ValueError(f"{type(target).__name__}.generate gave {len(texts)} answers to {len(left)} samples")
-        return dict(zip(left, texts, strict=True)), broken
-    return {}, broken
+@lru_cache(maxsize=65536)
+def _version(path: str) -> tuple[int, int] | None:
+    """Return what changes when a file does; None where there is none."""
+    try:
+        found = os.stat(split_fragment(path)[0])
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def forget_files() -> None:
+    """Forget what was known of files, which may have changed since the last evaluation."""
+    _version.cache_clear()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:40]
 
 
 def _name(requests: Sequence[Request]) -> str:
-    return (requests[0].control or "real media").replace("_", " ") if requests else "nothing"
+    return (requests[0].condition or "real media").replace("_", " ") if requests else "nothing"
 
 
 @contextmanager
-def _progress(total: int, requests: Sequence[Request]) -> Iterator[Any]:
-    """Yield a function that moves a progress bar on; without a terminal there is none."""
-    if not sys.stderr.isatty():
+def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that moves a progress bar on; without a terminal, or with nothing to do, there is none."""
+    if not sys.stderr.isatty() or not total:
         yield lambda count: None
         return
     from rich.console import Console
@@ -142,5 +228,5 @@ def _progress(total: int, requests: Sequence[Request]) -> Iterator[Any]:
 
     columns = (TextColumn("{task.description:15}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(_name(requests), total=total)
+        bar = progress.add_task(name, total=total)
         yield lambda count: progress.advance(bar, count)

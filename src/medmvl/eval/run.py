@@ -7,21 +7,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from medmvl import __version__
-from medmvl.core.atomic import atomic_file
+from medmvl.core.atomic import atomic_file, only_writer
 from medmvl.core.config import load_yaml
-from medmvl.eval.ask import Target, ask
+from medmvl.eval.answered import AnswerLog
+from medmvl.eval.ask import ask, forget_files
+from medmvl.eval.conditions import ASKED
 from medmvl.eval.controls import body_frame
+from medmvl.eval.engines.engine import Engine
+from medmvl.eval.engines.table import Target, open_engine
+from medmvl.eval.metrics.table import Options
 from medmvl.eval.report import PREDICTIONS, SCORES, write_report
+from medmvl.eval.scoring import check_options
 from medmvl.eval.task import Task, load_tasks
+from medmvl.eval.team import Team, team
 from medmvl.eval.trial import Trial
 from medmvl.imaging.cache import PreparedStore
 
+ANSWERS = "answers"
+"""Folder of raw answers, beside scores.json."""
 _PACKAGES = ("torch", "transformers", "numpy")
-_SHOWN = ("", "blank_image", "shuffled_image")  # what the model is shown when asked; "" = the sample's own media
 
 
 def evaluate(
@@ -30,29 +39,45 @@ def evaluate(
     out: str | Path | None = None,
     *,
     roots: Sequence[str | Path] | None = None,
+    samples: str | Path | None = None,
     limit: int | None = None,
+    shots: int | None = None,
     batch_size: int = 256,
     resamples: int = 1000,
     seed: int = 0,
+    metric_options: Options | None = None,
     logs: Sequence[str | Path] = (),
     device: str = "cpu",
     allow_code: Sequence[str] = (),
+    allow_remote: bool = False,
     prepared: str | Path | None = None,
+    **engine_options: Any,
 ) -> dict[str, Any]:
     """Judge a model on tasks, each beside its controls.
 
+    An evaluation with an `out` that was stopped goes on where it was when it is started again: raw answers are kept in
+    `out`/answers as they come, under what decides them (model, question, files, settings). Under torchrun the processes
+    share the questions; the first one scores and writes.
+
     Args:
-        target: a bundle, the path of one, or anything that answers samples as a bundle does (`Target`).
-        tasks: names ("brain_atlas/side"), groups ("brain_atlas"), YAML files, or tasks.
-        out: folder that receives scores.json, predictions.jsonl and report.html; None writes nothing.
+        target: a bundle or the path of one; "ENGINE:..." for another engine (see `eval.engines.table`); an `Engine`; or
+            anything that answers samples as a bundle does.
+        tasks: names ("brain_atlas/side"), groups ("brain_atlas"), suites, YAML files, or tasks.
+        out: folder that receives scores.json, predictions.jsonl, report.html and tables; None writes nothing.
         roots: folders in which the tasks' data sources lie; None: those of the recipe that made the bundle, and "data".
+        samples: a file of samples to ask in place of the tasks' sources.
         limit: ask at most so many samples of each task; the same patients in every task.
+        shots: answered examples before each question, in place of what the tasks say.
         batch_size: samples handed to the model at once.
         resamples: bootstrap draws per interval.
-        seed: of the patients under `limit`, the shuffled media and the bootstrap draws.
+        seed: of the patients under `limit`, the shuffled media, the shots and the bootstrap draws.
+        metric_options: metric -> its options, before those of the tasks.
         logs: training logs (JSONL) whose curves the report shows.
-        device, allow_code: how a bundle given by its path is loaded; see `medmvl.load`.
+        device, allow_code: how a model given by its path is loaded; see `medmvl.load`.
+        allow_remote: let an engine send questions and pictures to another machine. Data whose contents must not leave
+            this one are refused all the same.
         prepared: folder that keeps prepared volumes between uses, as `run.prepared` of a recipe; changes no score.
+        engine_options: further settings of the engine.
 
     Returns:
         What scores.json holds: {"provenance": ..., "tasks": {name: {"n", "version", "metrics", "controls", ...}},
@@ -60,27 +85,45 @@ def evaluate(
 
     Raises:
         LookupNameError, ConfigError, StoreError: a task, its settings or its data source is wrong.
+        EngineError: the engine cannot go on; what it answered is kept in `out`.
+        BusyError: another evaluation writes to `out`.
         DiskFullError: the results could not be written.
     """
-    chosen = load_tasks(tasks)
+    chosen = [task if shots is None else task.model_copy(update={"shots": shots}) for task in load_tasks(tasks)]
+    check_options(metric_options or {}, chosen)
     roots = _roots(target) if roots is None else roots
     body_frame.cache_clear()  # a file may have changed since the last evaluation
-    trials = [Trial.load(task, roots, limit, seed) for task in chosen]
-    model = _opened(target, device, allow_code)
-    with _keeping(model, prepared):
-        for condition in _SHOWN:
-            _run(model, trials, condition, batch_size, seed)
-    for trial in trials:
-        if "majority" in trial.task.controls:
-            trial.guess()
-    scores = {
-        "provenance": _provenance(target, model, trials, seed),
-        "tasks": {trial.task.name: trial.scores(resamples, seed) for trial in trials},
-        "excluded": [asdict(one) for trial in trials for one in trial.excluded],
-    }
-    if out is not None:
-        _write(Path(out), scores, trials)
-        write_report(out, logs)
+    forget_files()
+    trials = [Trial.load(task, roots, limit, seed, samples) for task in chosen]
+    crew = team()
+    if crew.size > 1 and out is None:
+        raise ValueError("an evaluation in several processes meets in files: give it a folder `out`")
+    engine = open_engine(
+        target, device=crew.device(device), allow_code=allow_code, allow_remote=allow_remote, **engine_options
+    )
+    _keep_at_home(engine, trials)
+    with _writing(out, crew), _keeping(engine, prepared):
+        log = _log(out, crew)
+        try:
+            for condition in _conditions(engine, chosen):
+                _run(engine, trials, condition, log, crew, batch_size)
+        finally:
+            log.close()
+        if not crew.first:
+            crew.wait()
+            return json.loads((Path(out or "") / SCORES).read_text(encoding="utf-8"))
+        for trial in trials:
+            if "majority" in trial.task.controls:
+                trial.guess()
+        scores = {
+            "provenance": _provenance(engine, trials, seed),
+            "tasks": {trial.task.name: trial.entry(resamples, seed, metric_options) for trial in trials},
+            "excluded": [asdict(one) for trial in trials for one in trial.excluded],
+        }
+        if out is not None:
+            _write(Path(out), scores, trials)
+            write_report(out, logs)
+        crew.wait()
     return scores
 
 
@@ -121,38 +164,71 @@ def join(folders: Sequence[str | Path], out: str | Path, logs: Sequence[str | Pa
     return joined
 
 
-def _run(model: Target, trials: Sequence[Trial], condition: str, batch_size: int, seed: int) -> None:
+def _conditions(engine: Engine, tasks: Sequence[Task]) -> list[str]:
+    """Return what is asked, the questions as they are first: "", then the controls and probes that any task has."""
+    if not engine.asks:
+        return [""]
+    wanted = {"", *(name for task in tasks for name in (*task.controls, *task.probes))}
+    return [condition for condition in ASKED if condition in wanted]
+
+
+def _run(engine: Engine, trials: Sequence[Trial], condition: str, log: AnswerLog, crew: Team, batch_size: int) -> None:
     """Ask all tasks under one condition together, so that all questions about one file meet."""
-    asking = [trial for trial in trials if not condition or condition in trial.task.controls]
-    requests = [(trial, request) for trial in asking for request in trial.requests(condition, seed)]
-    if not requests:
-        return
-    answers, excluded = ask(model, [request for _, request in requests], batch_size)
-    for index, (trial, request) in enumerate(requests):
-        if index in answers:
-            trial.record(request, answers[index], model.processor.boxes_from_text)
-        else:
-            trial.exclude(request.sample.id, condition, excluded[index])
+    asking = [trial for trial in trials if not condition or condition in (*trial.task.controls, *trial.task.probes)]
+    asked = [trial.requests(condition) for trial in asking]
+    said = iter(ask(engine, [request for requests in asked for request in requests], log, crew, batch_size))
+    for trial, requests in zip(asking, asked, strict=True):
+        trial.record(requests, list(islice(said, len(requests))), engine.boxes)
+
+
+def _keep_at_home(engine: Engine, trials: Sequence[Trial]) -> None:
+    """Refuse to send data to another machine that must not leave this one."""
+    kept = sorted({trial.about["name"] for trial in trials if trial.about.get("credentialed")})
+    if engine.remote and kept:
+        raise ValueError(
+            f"{engine.name} is another machine, and the contents of {', '.join(kept)} must not leave this one (its "
+            "manifest says credentialed); evaluate a model on this machine"
+        )
 
 
 @contextmanager
-def _keeping(model: Target, folder: str | Path | None) -> Iterator[None]:
-    """Let the model's processor keep prepared volumes in a folder meanwhile."""
-    if folder is None:
+def _writing(out: str | Path | None, crew: Team) -> Iterator[None]:
+    """Keep the folder to this evaluation."""
+    if out is None or not crew.first:
         yield
         return
-    before = getattr(model.processor, "store", None)
-    model.processor.store = PreparedStore(folder)
+    with only_writer(out):
+        yield
+
+
+def _log(out: str | Path | None, crew: Team) -> AnswerLog:
+    log = AnswerLog(None if out is None else Path(out) / ANSWERS, crew.rank)
+    if crew.first:
+        log.tidy()
+    crew.wait()
+    log.refresh()
+    return log
+
+
+@contextmanager
+def _keeping(engine: Engine, folder: str | Path | None) -> Iterator[None]:
+    """Let the engine's processor keep prepared volumes in a folder meanwhile."""
+    processor = getattr(engine, "processor", None)
+    if folder is None or processor is None:
+        yield
+        return
+    before = getattr(processor, "store", None)
+    processor.store = PreparedStore(folder)
     try:
         yield
     finally:
-        model.processor.store = before
+        processor.store = before
 
 
 def _roots(target: Target | str | Path) -> list[str]:
     """Return the folders in which data is looked for unless the caller names some."""
     if isinstance(target, str | Path):
-        file = Path(target) / "recipe.yaml"
+        file = Path(str(target).removeprefix("bundle:")) / "recipe.yaml"
         recipe = file.read_text(encoding="utf-8") if file.is_file() else None
     else:
         recipe = getattr(target, "recipe", None)
@@ -160,22 +236,15 @@ def _roots(target: Target | str | Path) -> list[str]:
     return [*run.get("data_roots", []), "data"]
 
 
-def _opened(target: Target | str | Path, device: str, allow_code: Sequence[str]) -> Target:
-    if not isinstance(target, str | Path):
-        return target
-    from medmvl.bundle import load
-
-    return load(target, device=device, allow_code=allow_code)
-
-
-def _provenance(given: Target | str | Path, model: Target, trials: Sequence[Trial], seed: int) -> dict[str, Any]:
+def _provenance(engine: Engine, trials: Sequence[Trial], seed: int) -> dict[str, Any]:
     versions = {"medmvl": __version__, "python": platform.python_version()}
     data = "\n".join(sorted({trial.data_hash for trial in trials}))
+    about = {(trial.about["name"], trial.data_hash): trial.about for trial in trials}
     return {
-        "model": str(given) if isinstance(given, str | Path) else type(model).__name__,
-        "model_hash": getattr(model, "hash", ""),
+        "model": engine.name,
+        "model_hash": engine.hash,
         "data_hash": hashlib.sha256(data.encode()).hexdigest(),
-        "data": list({str(trial.source.folder): trial.about for trial in trials}.values()),
+        "data": list(about.values()),
         "seed": seed,
         "versions": versions | {package: version(package) for package in _PACKAGES},
     }

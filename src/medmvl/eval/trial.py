@@ -1,30 +1,34 @@
-"""One task put to one model: its samples and true answers, the questions it asks, and what the answers score."""
+"""One task put to one model: its samples and true answers, the questions it asks, and what was said to them."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from medmvl.core.log import get_logger
 from medmvl.core.schema import BoxRef, Sample, SampleError, Text
-from medmvl.data.store import SampleStore, Source, StoreError, find_source
-from medmvl.eval.answers import Parsed, ReadBoxes, parse, reference
-from medmvl.eval.ask import Request
-from medmvl.eval.controls import blank, body_frame, shuffle
-from medmvl.eval.metrics.metric import Answers
-from medmvl.eval.metrics.table import Options, measure
-from medmvl.eval.stats import bootstrap, mean_box, most_frequent
+from medmvl.data.store import SampleStore, Source, StoreError, find_source, read_each
+from medmvl.eval.answers import Parsed, ReadBoxes, option_answers, parse, reference
+from medmvl.eval.ask import Request, Said
+from medmvl.eval.conditions import Asked, asked
+from medmvl.eval.controls import NotAsked, body_frame
+from medmvl.eval.metrics.table import Options
+from medmvl.eval.probes import is_consistent
+from medmvl.eval.scoring import Record, entry
+from medmvl.eval.select import meta_value, selected
+from medmvl.eval.shots import with_shots, worded
+from medmvl.eval.stats import mean_box, most_frequent
 from medmvl.eval.task import Task
 from medmvl.imaging.picture import ImageError
 
 _LOG = get_logger(__name__)
-_ABOUT = ("name", "version", "licence", "description")
+_ABOUT = ("name", "version", "licence", "description", "credentialed")
 _GUESS_FROM = 2000  # training samples looked at, at most, for the majority baseline
 _GUESS_BOXES_FROM = 500  # of those with boxes, whose files have to be read
-
-Record = dict[str, Any]
-"""One line of predictions.jsonl."""
+_RANKED = ("", "blank_image", "shuffled_image", "question_only")  # conditions under which options are ranked
 
 
 @dataclass(frozen=True)
@@ -43,53 +47,97 @@ class Trial:
 
     Attributes:
         task: what is asked.
-        source: where its samples lie.
+        source: where its samples lie; None where they came from a file.
         data_hash: of the samples' file.
         about: name, version, licence and description of the data, as far as its manifest tells.
+        roots: folders in which the source and its media lie.
+        seed: of the samples under a limit, the shuffles and the shots.
         samples: id -> sample with its true answer.
         references: id -> true answer as metrics take it.
-        records: condition ("" = the real media, or a control's name) -> one record per answered question.
+        records: condition ("" = the question as it is, or a control's or probe's name) -> one record per answer.
         excluded: samples that could not be asked.
-        roots: folders in which the source and its media lie.
+        not_applicable: control or probe -> why it has nothing to ask -> of how many samples.
     """
 
     task: Task
-    source: Source
+    source: Source | None
     data_hash: str
     about: dict[str, Any]
+    roots: tuple[str | Path, ...] = ()
+    seed: int = 0
     samples: dict[str, Sample] = field(default_factory=dict)
     references: dict[str, Parsed] = field(default_factory=dict)
     records: dict[str, list[Record]] = field(default_factory=dict)
     excluded: list[Excluded] = field(default_factory=list)
-    roots: tuple[str | Path, ...] = ()
+    not_applicable: dict[str, Counter[str]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, task: Task, roots: Sequence[str | Path] = (), limit: int | None = None, seed: int = 0) -> "Trial":
+    def load(
+        cls,
+        task: Task,
+        roots: Sequence[str | Path] = (),
+        limit: int | None = None,
+        seed: int = 0,
+        samples: str | Path | None = None,
+    ) -> "Trial":
         """Find a task's samples.
 
         Args:
             task: what is asked.
             roots: folders in which the source and its media lie.
             limit: keep at most so many samples; a seed keeps the same patients in every task.
-            seed: of the choice under `limit`.
+            seed: of the choice under `limit`, the shuffles and the shots.
+            samples: a file (JSON list or JSONL) whose samples are asked in place of the source's: those of the task's
+                source, or all of them if none names it.
 
         Raises:
             StoreError: no such source, split or sample.
+            ValueError: `select` of the task fits no sample.
         """
-        source = find_source(task.source, roots)
-        store = SampleStore(source.folder, task.split, source.tasks, roots)
-        told = {key: store.manifest[key] for key in _ABOUT if store.manifest.get(key)}
-        trial = cls(task, source, store.hash, {"name": source.folder.name, **told}, roots=tuple(roots))
-        found = list(_readable(store, range(len(store)), trial._exclude_broken))
-        for sample in found if limit is None else _some(found, limit, seed):
+        trial = cls._of_store(task, roots, seed) if samples is None else cls._of_file(task, roots, seed, Path(samples))
+        kept = list(selected(list(trial.samples.values()), task.select))
+        trial.samples = {}
+        for sample in kept if limit is None else _some(kept, limit, seed):
             try:
-                if sample.id in trial.samples:
-                    raise SampleError("the id occurs twice; only the first sample is asked", sample.id)
                 trial.references[sample.id] = reference(task.answer, sample)
                 trial.samples[sample.id] = sample
             except SampleError as error:
                 trial._exclude_broken(error)
         return trial
+
+    @classmethod
+    def _of_store(cls, task: Task, roots: Sequence[str | Path], seed: int) -> "Trial":
+        source = find_source(task.source, roots)
+        store = SampleStore(source.folder, task.split, source.tasks, roots)
+        told = {key: store.manifest[key] for key in _ABOUT if store.manifest.get(key)}
+        trial = cls(task, source, store.hash, {"name": source.folder.name, **told}, tuple(roots), seed)
+        trial._take(_readable(store, range(len(store)), trial._exclude_broken))
+        return trial
+
+    @classmethod
+    def _of_file(cls, task: Task, roots: Sequence[str | Path], seed: int, file: Path) -> "Trial":
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        trial = cls(task, None, digest, {"name": file.name}, tuple(roots), seed)
+        found = []
+        for sample in read_each(file, tuple(roots) or file.absolute().parent, task.split):
+            if isinstance(sample, SampleError):
+                trial._exclude_broken(sample)
+            else:
+                found.append(sample)
+        own = [sample for sample in found if sample.task == task.source]
+        trial._take(own if any(sample.task for sample in found) else found)
+        if not trial.samples:
+            named = sorted({sample.task for sample in found})
+            raise StoreError(f"{file}: no sample of the task {task.source!r}; it holds {', '.join(named) or 'none'}")
+        return trial
+
+    def _take(self, samples: Iterator[Sample] | Sequence[Sample]) -> None:
+        for sample in samples:
+            if sample.id in self.samples:
+                told = "the id occurs twice; only the first sample is asked"
+                self._exclude_broken(SampleError(told, sample.id))
+            else:
+                self.samples[sample.id] = sample
 
     def _exclude_broken(self, error: SampleError) -> None:
         self.exclude(error.sample_id, "", str(error))
@@ -98,35 +146,61 @@ class Trial:
         """Note that a sample could not be asked."""
         self.excluded.append(Excluded(sample_id, self.task.name, control, reason))
 
-    def requests(self, control: str, seed: int) -> list[Request]:
-        """Return the questions under a condition.
+    def requests(self, condition: str) -> list[Request]:
+        """Return the questions under a condition; "" is the question as it is.
 
-        Args:
-            control: "" for the real media; "blank_image" or "shuffled_image" ask again what could be answered with
-                them, about an even grey or another patient's.
-            seed: of the shuffle.
+        Controls and probes ask again what could be answered before. What they have no form for is counted; a sample
+        without another patient to be shuffled with is excluded.
         """
         samples = list(self.samples.values())
-        if not control:
-            return [Request(self.task, sample, sample.prompt()) for sample in samples]
-        asked = {record["id"] for record in self.records.get("", ())}
-        samples = [sample for sample in samples if sample.id in asked]
-        changed = shuffle(samples, seed) if control == "shuffled_image" else map(blank, samples)
-        requests = []
-        for sample, other in zip(samples, changed, strict=True):
-            if other is None:
-                what = " and ".join(dict.fromkeys(media.type for media in sample.media))
-                self.exclude(sample.id, control, f"no other patient has {what} of modality {sample.meta.modality!r}")
+        if condition:
+            answered = {record["id"] for record in self.records.get("", ())}
+            samples = [sample for sample in samples if sample.id in answered]
+        truths = [self.references[sample.id] for sample in samples]
+        kept: list[tuple[Sample, Asked]] = []
+        for sample, found in zip(samples, asked(self.task, condition, samples, truths, self.seed), strict=True):
+            if not isinstance(found, NotAsked):
+                kept += [(sample, one) for one in found]
+            elif condition == "shuffled_image":
+                self.exclude(sample.id, condition, found.reason)
             else:
-                requests.append(Request(self.task, sample, other.prompt(), control))
-        return requests
+                self.not_applicable.setdefault(condition, Counter())[found.reason] += 1
+        prompts = [worded(one.shown.prompt(), one.template or self.task.prompt) for _, one in kept]
+        if self.task.shots and prompts:
+            originals = [sample for sample, _ in kept]
+            examples = self._training_samples()
+            prompts = with_shots(prompts, examples, self.task.shots, self.seed, self.task.prompt, originals)
+        return [
+            Request(self.task, sample, prompt, condition, one.shown, one.expected, self._options(sample, condition))
+            for (sample, one), prompt in zip(kept, prompts, strict=True)
+        ]
 
-    def record(self, request: Request, text: str, read_boxes: ReadBoxes) -> None:
-        """Parse and score one answer."""
-        # Boxes are read in the frame of the sample's own file: there the true box lies, also under a control.
-        parsed = parse(self.task.answer, text, request.sample, read_boxes)
-        shown = () if request.control == "blank_image" else request.prompt.media_key
-        self._note(request.sample, request.control, text, parsed, shown)
+    def _options(self, sample: Sample, condition: str) -> tuple[str, ...]:
+        if not self.task.options or condition not in _RANKED:
+            return ()
+        return tuple(option_answers(self.task.answer, sample, self._closed_set).values())
+
+    def record(self, requests: Sequence[Request], said: Sequence[Said], read_boxes: ReadBoxes) -> None:
+        """Parse answers and keep them; what could not be asked is excluded."""
+        first = {record["id"]: record["parsed"] for record in self.records.get("", ())}
+        for request, one in zip(requests, said, strict=True):
+            if one.error is not None:
+                self.exclude(request.sample.id, request.condition, one.error)
+                continue
+            shown, condition = request.shown, request.condition
+            # Boxes are read in the frame of the sample's own file: there the true box lies, also under a control.
+            framed = shown if condition in self.task.probes else request.sample
+            parsed = parse(self.task.answer, one.text, framed, read_boxes)
+            record = self._record(request.sample, condition, one.text, parsed, request.expected)
+            record["prompt"] = _said(request.prompt)
+            record["media"] = [] if condition == "blank_image" else list(shown.media_key)
+            if one.likelihoods is not None:
+                names = option_answers(self.task.answer, request.sample, self._closed_set)
+                record["likelihoods"] = dict(zip(names, one.likelihoods, strict=True))
+            if condition in self.task.probes:
+                own = first[request.sample.id]
+                record["consistent"] = is_consistent(condition, self.task.answer, request.sample, shown, own, parsed)
+            self.records.setdefault(condition, []).append(record)
 
     def guess(self) -> None:
         """Answer every asked question with the majority baseline: the most frequent answer, or the mean box.
@@ -137,14 +211,19 @@ class Trial:
         if not asked:
             return
         truths = self._training_answers() or [self._answer(sample) for sample in asked]
-        if self.task.answer == "box":
-            mean = mean_box([truth for truth in truths if not isinstance(truth, str)])
-            for sample in asked:
-                self._note(sample, "majority", "", body_frame(sample.media[0].path).box(mean), ())
-        else:
-            answer = most_frequent([str(truth) for truth in truths])
-            for sample in asked:
-                self._note(sample, "majority", answer, answer, ())
+        for sample in asked:
+            if self.task.answer == "box":
+                mean = mean_box([truth for truth in truths if not isinstance(truth, str)])
+                said: Parsed = body_frame(sample.media[0].path).box(mean)
+            else:
+                said = most_frequent([str(truth) for truth in truths])
+            text = said if isinstance(said, str) else ""
+            record = self._record(sample, "majority", text, said, self.references[sample.id])
+            self.records.setdefault("majority", []).append(record)
+
+    def entry(self, resamples: int, seed: int, options: Options | None = None) -> dict[str, Any]:
+        """Return the task's entry of scores.json; see `scoring.entry`."""
+        return entry(self.task, self.records, resamples, seed, options, self.not_applicable)
 
     def _answer(self, sample: Sample) -> Parsed:
         """Return a sample's true answer; a box in shares, so that files of any size and layout can be averaged."""
@@ -155,13 +234,8 @@ class Trial:
         """Return true answers of the training split; [] where there is none, broken samples left out."""
         broken: list[Exception] = []
         answers: list[Parsed] = []
-        try:
-            store = SampleStore(self.source.folder, "train", self.source.tasks, self.roots)
-        except StoreError as error:
-            _LOG.info("%s: the majority baseline knows the %s answers: %s", self.task.name, self.task.split, error)
-            return answers
         most = _GUESS_BOXES_FROM if self.task.answer == "box" else _GUESS_FROM
-        for sample in _readable(store, range(0, len(store), 1 + len(store) // most), broken.append):
+        for sample in self._training_samples(most, broken):
             try:
                 answers.append(self._answer(sample))
             except (SampleError, ImageError) as error:
@@ -170,70 +244,47 @@ class Trial:
             _LOG.warning("%s: %d training samples are broken: %s", self.task.name, len(broken), broken[0])
         return answers
 
-    def scores(self, resamples: int, seed: int, options: Options | None = None) -> dict[str, Any]:
-        """Score the answers, write every sample's own values into its record, and return the entry of scores.json.
+    def _training_samples(self, most: int = _GUESS_FROM, broken: list[Exception] | None = None) -> list[Sample]:
+        """Return some `most` samples of the training split, evenly spread; [] where there is none."""
+        if self.source is None:
+            return []
+        try:
+            store = SampleStore(self.source.folder, "train", self.source.tasks, self.roots)
+        except StoreError as error:
+            _LOG.info(
+                "%s: there are no training samples, but for those of %s: %s", self.task.name, self.task.split, error
+            )
+            return []
+        found: list[Exception] = [] if broken is None else broken
+        rows = range(len(store)) if self.task.select else range(0, len(store), 1 + len(store) // most)
+        kept = list(selected(_readable(store, rows, found.append), self.task.select))
+        return kept[:: 1 + len(kept) // most]
 
-        Args:
-            resamples: bootstrap draws per interval.
-            seed: of the draws.
-            options: metric name -> its options.
-        """
-        real = self.records.get("", [])
-        missing: dict[str, str] = {}
-        intervals = {}
-        for condition in ("", *self.task.controls):
-            intervals[condition], lacking = self._intervals(condition, resamples, seed, options)
-            missing |= lacking
-        return {
-            "n": len(real),
-            "version": self.task.version,
-            "title": self.task.title,
-            "family": self.task.family,
-            "primary": self.task.shown,
-            "patients": len({record["patient"] for record in real}),
-            "unparsed": sum(record["parsed"] is None for record in real),
-            "metrics": intervals.pop(""),
-            "controls": intervals,
-            "unavailable": missing,
-        }
+    @cached_property
+    def _closed_set(self) -> list[str]:
+        """Return the texts of the answers to be ranked; [] where every sample has choices of its own."""
+        if isinstance(self.task.options, list):
+            return self.task.options
+        return sorted({str(truth) for truth in self.references.values()}) if self.task.options == "answers" else []
 
-    def _intervals(
-        self, condition: str, resamples: int, seed: int, options: Options | None
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        records = self.records.get(condition, [])
-        if not records:
-            return {}, {}
-        answers = Answers(
-            [record["parsed"] for record in records],
-            [record["reference"] for record in records],
-            [record["question"] for record in records],
-        )
-        found, missing = measure(self.task.metrics, answers, options)
-        for name, statistics in found.items():
-            if statistics.values is not None:
-                for record, value in zip(records, statistics.values.tolist(), strict=True):
-                    record["scores"][name] = value
-        intervals = bootstrap(found, [record["patient"] for record in records], resamples, seed=seed)
-        return {name: one.to_dict() for name, one in intervals.items()}, missing
-
-    def _note(self, sample: Sample, control: str, text: str, parsed: Parsed | None, media: Sequence[str]) -> None:
-        truth = self.references[sample.id]
+    def _record(self, sample: Sample, condition: str, text: str, parsed: Parsed | None, expected: Parsed) -> Record:
         words, boxes = _question(sample)
-        self.records.setdefault(control, []).append(
-            {
-                "id": sample.id,
-                "task": self.task.name,
-                "control": control,
-                "patient": sample.patient,
-                "media": list(media),
-                "question": words,
-                "question_boxes": boxes,
-                "answer": text,
-                "parsed": parsed,
-                "reference": truth,
-                "scores": {},
-            }
-        )
+        return {
+            "id": sample.id,
+            "task": self.task.name,
+            "control": condition,
+            "patient": sample.patient,
+            "modality": sample.meta.modality,
+            "answer_type": sample.meta.answer_type,
+            "groups": {key: value for key in self.task.groups if (value := meta_value(sample, key))},
+            "media": [],
+            "question": words,
+            "question_boxes": boxes,
+            "answer": text,
+            "parsed": parsed,
+            "reference": expected,
+            "scores": {},
+        }
 
 
 def _readable(store: SampleStore, rows: Sequence[int], on_error: Callable[[SampleError], None]) -> Iterator[Sample]:
@@ -265,3 +316,12 @@ def _question(sample: Sample) -> tuple[str, list[tuple[float, ...]]]:
             boxes.append(sample.meta.boxes[part.box].coords)
             words.append("[box]")
     return "".join(words).strip(), boxes
+
+
+def _said(prompt: Sample) -> str:
+    """Return a whole prompt as people read it, media and boxes in brackets."""
+    return "\n".join(
+        f"{message.role}: "
+        + "".join(part.text if isinstance(part, Text) else f"[{part.type}]" for part in message.content)
+        for message in prompt.messages
+    )

@@ -1,7 +1,8 @@
 """What every engine does: it answers samples, each for itself, so that one that cannot be answered loses no other."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from medmvl.core.boxes import Coords
 from medmvl.core.schema import Sample, SampleError
@@ -18,6 +19,22 @@ class EngineError(ValueError):
     """
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What the caller lets an engine do, and where.
+
+    Attributes:
+        device: where models go.
+        allow_code: packages whose code a bundle may run (see `medmvl.load`).
+        allow_remote: questions and pictures may be sent to another machine.
+    """
+
+    device: str = "cpu"
+    allow_code: Sequence[str] = ()
+    allow_remote: bool = False
+
+
+@runtime_checkable
 class Engine(Protocol):
     """What can be evaluated.
 
@@ -25,11 +42,14 @@ class Engine(Protocol):
         name: what tables and provenance call it.
         hash: names the model's weights (or the file, or endpoint and model); answers are re-used only under one hash.
         remote: answers come from another machine: data that must not leave this one is refused.
+        asks: it can be asked anything; False for answers that were written down before, of which only those to the
+            questions as they are exist, so that controls and probes make no sense.
     """
 
     name: str
     hash: str
     remote: bool
+    asks: bool
 
     def answer(self, prompts: Sequence[Sample], settings: Generation) -> Answered:
         """Answer samples that end with a question, as they come; what is yielded is kept even if the rest fails.

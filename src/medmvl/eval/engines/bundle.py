@@ -1,0 +1,111 @@
+"""Engine `bundle`: our own models, and anything in Python that answers samples as a bundle does."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from medmvl.core.boxes import Coords
+from medmvl.core.schema import Sample, SampleError
+from medmvl.eval.engines.engine import Answered, Opening
+from medmvl.eval.metrics.metric import MetricUnavailable
+from medmvl.eval.task import Generation
+
+_AT_ONCE = 64  # samples of one call, whose answers are kept when a later call fails
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """What a bundle can do, as far as an evaluation needs it.
+
+    `processor.boxes_from_text(text, sample)` returns the boxes that an answer names, in the frame of the sample's file.
+    Attributes that it may have beside these: `hash` (names its weights), `score_options_each` (see `Bundle`).
+    """
+
+    processor: Any
+
+    def generate(self, samples: Sequence[Sample], max_new_tokens: int, temperature: float) -> list[str]: ...
+
+
+class BundleEngine:
+    """A model that answers samples as they are.
+
+    Args:
+        model: a `Bundle`, or anything like one.
+        name: what to call it; None: the name of its class.
+    """
+
+    remote = False
+    asks = True
+
+    def __init__(self, model: Answering, name: str | None = None) -> None:
+        self._model = model
+        self.processor = model.processor
+        self.name = name or type(model).__name__
+        self.hash: str = getattr(model, "hash", "")
+
+    def answer(self, prompts: Sequence[Sample], settings: Generation) -> Answered:
+        """See `Engine.answer`."""
+        wanted = settings.model_dump()
+        for places in _chunks(len(prompts)):
+            yield from _each(prompts, places, lambda part: self._model.generate(part, **wanted))
+
+    def likelihoods(
+        self, prompts: Sequence[Sample], options: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, list[float] | SampleError]]:
+        """See `Engine.likelihoods`; the end mark of an answer counts.
+
+        Raises:
+            MetricUnavailable: the model is no bundle and has no `score_options_each`.
+        """
+        score = getattr(self._model, "score_options_each", None)
+        if score is None:
+            raise MetricUnavailable(f"{self.name} has no score_options_each(samples, options), which ranks answers")
+        return self._likelihoods(score, prompts, options)
+
+    def _likelihoods(
+        self, score: Any, prompts: Sequence[Sample], options: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, list[float] | SampleError]]:
+        of = {id(prompt): own for prompt, own in zip(prompts, options, strict=True)}
+        for places in _chunks(len(prompts)):
+            yield from _each(prompts, places, lambda part: score(part, [of[id(prompt)] for prompt in part]))
+
+    def boxes(self, text: str, sample: Sample) -> Sequence[Coords]:
+        """See `Engine.boxes`."""
+        return self.processor.boxes_from_text(text, sample)
+
+
+def open_bundle(address: str, opening: Opening) -> BundleEngine:
+    """Open the bundle in a folder.
+
+    Raises:
+        BundleError: there is none, or it must not or cannot be loaded.
+    """
+    from medmvl.bundle import load
+
+    return BundleEngine(load(Path(address), device=opening.device, allow_code=opening.allow_code), address)
+
+
+def _chunks(count: int) -> Iterator[range]:
+    for start in range(0, count, _AT_ONCE):
+        yield range(start, min(start + _AT_ONCE, count))
+
+
+def _each(prompts: Sequence[Sample], places: Sequence[int], answers_of: Any) -> Iterator[tuple[int, Any]]:
+    """Yield (place, what a function of samples says to it); a sample that the function refuses loses no other."""
+    left = list(places)
+    while left:
+        try:
+            said = answers_of([prompts[place] for place in left])
+        except SampleError as error:
+            same = [place for place in left if prompts[place].id == error.sample_id]
+            if not same:
+                raise
+            # Two sources may use one id: the file at fault tells them apart.
+            named = [place for place in same if str(error.path) in prompts[place].media_key] or same
+            yield from ((place, error) for place in named)
+            left = [place for place in left if place not in named]
+            continue
+        if len(said) != len(left):
+            raise ValueError(f"the model gave {len(said)} answers to {len(left)} samples; give one per sample")
+        yield from zip(left, said, strict=True)
+        return
