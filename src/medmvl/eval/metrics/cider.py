@@ -31,7 +31,7 @@ def cider(given: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> Fl
 def _cosine(table: Counts) -> Floats:
     _, gram = np.unique(table.gram, return_inverse=True)
     documents = np.bincount(gram, weights=table.wanted > 0)[gram]
-    rarity = np.log(table.pairs) - np.log(np.maximum(1, documents))
+    rarity = np.log(max(1, table.pairs)) - np.log(np.maximum(1, documents))
     given, wanted = table.given * rarity, table.wanted * rarity
     product = np.sqrt(table.sums(given**2)) * np.sqrt(table.sums(wanted**2))
     return ratio(table.sums(np.minimum(given, wanted) * wanted), product)

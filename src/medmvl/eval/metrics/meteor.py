@@ -1,5 +1,6 @@
 """METEOR as NLTK computes it: words matched exactly, then by stem, then, where WordNet is at hand, by synonym."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import pairwise
@@ -76,26 +77,36 @@ def _wordnet() -> Synonyms:
     Raises:
         MetricUnavailable: the user has no WordNet; says how to get it.
     """
-    from nltk.corpus import wordnet
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
-    try:
-        wordnet.ensure_loaded()
-    except LookupError:
-        raise MetricUnavailable(
-            "METEOR with synonyms needs WordNet, which NLTK does not find here; get it once with "
-            "`python -m nltk.downloader wordnet` (a folder other than the usual ones goes into NLTK_DATA), "
-            "or use meteor_stem"
-        ) from None
-    return _synonyms_in(wordnet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it misses the dictionaries of other languages
+        wordnet = WordNetCorpusReader(_wordnet_folder(), omw_reader=None)
 
-
-def _synonyms_in(wordnet: Any) -> Synonyms:
     @cache
     def synonyms(word: str) -> frozenset[str]:
         names = (lemma.name() for meaning in wordnet.synsets(word) for lemma in meaning.lemmas())
         return frozenset(name for name in names if "_" not in name)
 
     return synonyms
+
+
+def _wordnet_folder() -> Any:
+    from nltk.data import find
+
+    for place in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
+        try:
+            return find(place)
+        except LookupError:
+            continue
+    raise MetricUnavailable(_missing("METEOR with synonyms needs WordNet", "wordnet", "meteor_stem"))
+
+
+def _missing(needed: str, data: str, instead: str) -> str:
+    return (
+        f"{needed}, which NLTK does not find here; get it once with `python -m nltk.downloader {data}` "
+        f"(if that folder is not one of its usual ones, name it in NLTK_DATA), or use {instead}"
+    )
 
 
 def _tokenise_nltk(text: str) -> list[str]:
@@ -110,9 +121,7 @@ def _tokenise_nltk(text: str) -> list[str]:
         return [word.lower() for word in word_tokenize(text.strip())]
     except LookupError:
         raise MetricUnavailable(
-            "meteor_hf needs the sentence splitter of NLTK, whose data are not found here; get them once with "
-            "`python -m nltk.downloader punkt_tab` (a folder other than the usual ones goes into NLTK_DATA), "
-            "or use meteor_wordnet"
+            _missing("meteor_hf needs a sentence splitter", "punkt_tab", "meteor_wordnet")
         ) from None
 
 

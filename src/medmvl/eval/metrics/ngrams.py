@@ -34,7 +34,8 @@ class Counts:
 
     def sums(self, rows: NDArray[np.generic]) -> Floats:
         """Return the sum of a number per row over the rows of each pair, float64 [pairs]."""
-        return np.bincount(self.pair, weights=rows, minlength=self.pairs)
+        # Of no rows at all it makes integers.
+        return np.bincount(self.pair, weights=rows, minlength=self.pairs).astype(np.float64, copy=False)
 
     def shared(self) -> Floats:
         """Return the number of n-grams both sides have, repeats counted as often as both have them, [pairs]."""
