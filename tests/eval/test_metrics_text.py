@@ -1,5 +1,8 @@
 """Text metrics by hand, and what must hold for every one of them."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,8 +16,8 @@ from medmvl.eval.metrics.table import METRICS, is_unbounded, measure
 from medmvl.eval.metrics.text import first_words, normalise_vqa
 
 ROOMS = ("accuracy", "overlap", "bleu", "rouge", "meteor", "cider", "chrf", "captions")
-NAMES = [name for name, where in METRICS.items() if where.split(":")[0].rsplit(".", 1)[1] in ROOMS]
-NAMES = [name for name in NAMES if name not in ("meteor_wordnet", "meteor_hf")]  # need data; in the golden tests
+EVERY = [name for name, where in METRICS.items() if where.split(":")[0].rsplit(".", 1)[1] in ROOMS]
+NAMES = [name for name in EVERY if name not in ("meteor_wordnet", "meteor_hf")]  # need data; in the golden tests
 DEPEND_ON_ALL = ("cider", "cider_ctchat")  # document frequencies are those of all references
 
 
@@ -262,3 +265,10 @@ def test_nobody_and_nothing() -> None:
     assert all(value == 0 for name, value in scores([None, ""], ["lung", "clear lobe"]).items())
     found, _ = measure(NAMES, Answers([], []))
     assert found.keys() == set(NAMES)
+
+
+def test_the_documentation_has_every_text_metric() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for name in EVERY:
+        between = re.sub(r"[234]", "1", name), re.sub(r"[123]", "4", name)  # `bleu1_x` ... `bleu4_x`
+        assert f"`{name}`" in page or f"`{between[0]}` ... `{between[1]}`" in page, name
