@@ -36,7 +36,8 @@ def bootstrap(
     """Return value and percentile bootstrap interval of each metric, whole patients resampled with replacement.
 
     Questions about one patient are not independent; resampling them one by one would make the interval too narrow.
-    All metrics see the same resamples. One patient alone gives an interval of no width.
+    All metrics see the same resamples. One patient alone gives an interval of no width. Resamples without a score
+    (NaN, see `Statistics`) are left out, and so is a metric that has none on the samples themselves.
 
     Args:
         metrics: name -> statistics of n samples.
@@ -59,14 +60,21 @@ def bootstrap(
         for name, statistics in metrics.items():
             drawn[name].append(statistics.scores(weights))
     whole = _spread(np.ones((1, len(places))), places, len(clusters))
+    values = {name: float(statistics.scores(whole)[0]) for name, statistics in metrics.items()}
+    return {
+        name: _interval(value, np.concatenate(drawn[name]), level)
+        for name, value in values.items()
+        if not np.isnan(value)
+    }
+
+
+def _interval(value: float, drawn: Floats, level: float) -> Interval:
+    """Return a value with the percentiles of what was drawn."""
+    known = drawn[~np.isnan(drawn)]
     tail = 50 * (1 - level)
-    intervals = {}
-    for name, statistics in metrics.items():
-        ends = np.percentile(np.concatenate(drawn[name]), [tail, 100 - tail])
-        # Sums of matrix products differ in their last bits with the shape of the matrices; these say nothing.
-        value, low, high = np.round([statistics.scores(whole)[0], *ends], 12).tolist()
-        intervals[name] = Interval(value, low, high)
-    return intervals
+    ends = np.percentile(known, [tail, 100 - tail]) if len(known) else [value, value]
+    # Sums of matrix products differ in their last bits with the shape of the matrices; these say nothing.
+    return Interval(*np.round([value, *ends], 12).tolist())
 
 
 def _spread(weights: Floats, places: NDArray[np.intp], total: int) -> Floats:

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 
@@ -58,7 +61,10 @@ class Statistics(Protocol):
     def values(self) -> Floats | None: ...
 
     def scores(self, weights: Floats) -> Floats:
-        """Return the score [R] of R resamples, each given by how often it holds every sample, weights [R, n]."""
+        """Return the score [R] of R resamples, each given by how often it holds every sample, weights [R, n].
+
+        NaN where a resample has no score, as answers of one class alone have no AUC.
+        """
         ...
 
 
@@ -78,12 +84,12 @@ class Sums:
     """A score made of sums over samples, as corpus BLEU is of matched and possible n-grams.
 
     Attributes:
-        rows: float64 [n, k], what is summed.
+        rows: float64 [n, k], what is summed; sparse where k is large and most of it is 0.
         combine: sums [R, k] -> scores [R].
         values: the metric of every sample alone, where it has one.
     """
 
-    rows: Floats
+    rows: "Floats | csr_array"
     combine: Callable[[Floats], Floats]
     values: Floats | None = None
 
