@@ -7,7 +7,7 @@ import numpy as np
 
 from medmvl.core.lookup import choices_text
 from medmvl.eval.metrics.metric import Answers, Mean, Statistics
-from medmvl.eval.metrics.table import Options, measure
+from medmvl.eval.metrics.table import Options, measure, refuse_unknown
 from medmvl.eval.stats import bootstrap
 from medmvl.eval.task import Task
 
@@ -86,15 +86,17 @@ def _options(task: Task, given: Options | None) -> dict[str, dict[str, Any]]:
 
 
 def check_options(options: Options, tasks: Sequence[Task]) -> None:
-    """Refuse options of metrics that no task has.
+    """Refuse options of metrics that no task has, and options that a metric does not take, the tasks' own among them.
 
     Raises:
-        ValueError: names the nearest metric, and all of them.
+        ValueError: names the nearest metric or option, and all of them.
     """
     known = {name for task in tasks for name in task.metrics}
     for name in options:
         if name not in known:
             raise ValueError(f"metric option {name!r}: no task has this metric; {choices_text(name, known)}")
+    for task in tasks:
+        refuse_unknown(_options(task, options))
 
 
 def _measure(task: Task, records: Sequence[Record], options: Options) -> tuple[dict[str, Statistics], dict[str, str]]:

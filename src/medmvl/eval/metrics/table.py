@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from medmvl.core.lookup import resolve
+from medmvl.core.lookup import LookupNameError, choices_text, resolve
 from medmvl.eval.metrics.metric import Answers, Family, MetricUnavailable, Statistics, each
 
 METRICS = {
@@ -63,12 +63,47 @@ METRICS = {
     "rouge2_caption_unimed": "medmvl.eval.metrics.captions:UNIMED",
     "rouge_l_caption_unimed": "medmvl.eval.metrics.captions:UNIMED",
     "token_f1_caption_unimed": "medmvl.eval.metrics.captions:UNIMED",
+    "balanced_accuracy": "medmvl.eval.metrics.classes:CLASSES",
+    "macro_f1": "medmvl.eval.metrics.classes:CLASSES",
+    "micro_f1": "medmvl.eval.metrics.classes:CLASSES",
+    "weighted_f1": "medmvl.eval.metrics.classes:CLASSES",
+    "listed_f1_micro": "medmvl.eval.metrics.listed:LISTED",
+    "listed_f1_macro": "medmvl.eval.metrics.listed:LISTED",
+    "listed_exact": "medmvl.eval.metrics.listed:LISTED",
+    "accuracy_options": "medmvl.eval.metrics.likelihoods:OPTIONS",
+    "options_ranked": "medmvl.eval.metrics.likelihoods:OPTIONS",
+    "calibration_error": "medmvl.eval.metrics.likelihoods:OPTIONS",
+    "brier_score": "medmvl.eval.metrics.likelihoods:OPTIONS",
+    "log_loss": "medmvl.eval.metrics.likelihoods:OPTIONS",
+    "auc": "medmvl.eval.metrics.likelihoods:AUC",
+    "auc_per_question": "medmvl.eval.metrics.likelihoods:AUC_PER_QUESTION",
     "brain_atlas_facts": "medmvl.eval.metrics.facts:brain_atlas_facts",
     "brain_atlas_3d_facts": "medmvl.eval.metrics.facts:brain_atlas_3d_facts",
     "iou_mean": "medmvl.eval.metrics.boxes:iou_mean",
     "acc_iou50": "medmvl.eval.metrics.boxes:acc_iou50",
+    "bertscore_precision": "medmvl.eval.metrics.bertscore:BERTSCORE",
+    "bertscore_recall": "medmvl.eval.metrics.bertscore:BERTSCORE",
+    "bertscore_f1": "medmvl.eval.metrics.bertscore:BERTSCORE",
+    "chexbert_f1_micro14": "medmvl.eval.metrics.chexbert:CHEXBERT",
+    "chexbert_f1_macro14": "medmvl.eval.metrics.chexbert:CHEXBERT",
+    "chexbert_f1_micro5": "medmvl.eval.metrics.chexbert:CHEXBERT",
+    "chexbert_f1_macro5": "medmvl.eval.metrics.chexbert:CHEXBERT",
+    "chexbert_accuracy5": "medmvl.eval.metrics.chexbert:CHEXBERT",
+    "chexbert_similarity": "medmvl.eval.metrics.chexbert:CHEXBERT",
+    "ct_label_f1_micro18": "medmvl.eval.metrics.radbert:CT_LABELS",
+    "ct_label_f1_macro18": "medmvl.eval.metrics.radbert:CT_LABELS",
+    "ct_label_f1_weighted18": "medmvl.eval.metrics.radbert:CT_LABELS",
+    "green": "medmvl.eval.metrics.green:GREEN",
+    "green_unparsed": "medmvl.eval.metrics.green:GREEN",
 }
 """`name -> "module:attribute"` of a function (prediction, reference) -> float for one sample, or of a `Family`."""
+
+LEFT_OUT = {
+    "radgraph": "its package radgraph (0.1.18) does not run with transformers 5",
+    "radcliq": "it needs RadGraph F1, whose package radgraph (0.1.18) does not run with transformers 5",
+    "ratescore": "its package RaTEScore (0.6.0) needs medspacy, which needs numpy below 2",
+}
+"""Part of a name -> why metrics of such names are not here. docs/metrics.md says how to get them all the same."""
 
 Options = Mapping[str, Mapping[str, Any]]
 """Metric name -> its options."""
@@ -78,9 +113,32 @@ def find(name: str) -> Any:
     """Return the function or `Family` behind a metric's name or dotted path.
 
     Raises:
-        LookupNameError: no such metric; says the nearest and all names.
+        LookupNameError: no such metric; says the nearest and all names, or why it was left out.
     """
+    folded = name.casefold().replace("_", "").replace("-", "")
+    for part, reason in LEFT_OUT.items():
+        if ":" not in name and part in folded:
+            raise LookupNameError(
+                f"metric {name!r} is left out: {reason}. Run its package elsewhere on predictions.jsonl, or give a "
+                "dotted path 'package.module:attribute' of your own; see docs/metrics.md"
+            )
     return resolve(METRICS, name, "metric")
+
+
+def refuse_unknown(options: Options) -> None:
+    """Refuse options that their metrics do not take.
+
+    Raises:
+        LookupNameError: a name is unknown.
+        ValueError: names the nearest option of the metric, and all of them.
+    """
+    for name, given in options.items():
+        metric = find(name)
+        taken = metric.options if isinstance(metric, Family) else {}
+        for option in given:
+            if option not in taken:
+                hint = choices_text(option, taken, "options")
+                raise ValueError(f"metric {name!r}: unknown option {option!r}; {hint}")
 
 
 def measure(
@@ -98,7 +156,9 @@ def measure(
 
     Raises:
         LookupNameError: a name is unknown.
+        ValueError: a metric does not take an option.
     """
+    refuse_unknown(options or {})
     found: dict[str, Statistics] = {}
     missing: dict[str, str] = {}
     families: dict[tuple[int, str], Mapping[str, Statistics] | str] = {}
