@@ -155,7 +155,7 @@ class Loop:
                 prepared = next(source)
                 self._window.waited += time.perf_counter() - asked
                 try:
-                    progress, leave = self._step(prepared, progress)
+                    progress, leave = self.step(prepared, progress)
                     self._report(progress)
                     self._validate_if_due(progress)
                 except (NonFiniteError, RefusedError):  # on all ranks alike
@@ -171,7 +171,7 @@ class Loop:
             self.tracker.end()
         return progress
 
-    def _step(self, prepared: Prepared, progress: Progress) -> tuple[Progress, bool]:
+    def step(self, prepared: Prepared, progress: Progress) -> tuple[Progress, bool]:
         """Do one optimizer step; return the new progress and whether some rank was asked to leave."""
         engine = self.engine
         own = [prepared.supervised, prepared.samples, len(prepared.refused), self.stop.asked]
