@@ -1,6 +1,6 @@
 """Engine `bundle`: our own models, and anything in Python that answers samples as a bundle does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,7 +47,9 @@ class BundleEngine:
         """See `Engine.answer`."""
         wanted = settings.model_dump()
         for places in _chunks(len(prompts)):
-            yield from _each(prompts, places, lambda part: self._model.generate(part, **wanted))
+            yield from _each(
+                prompts, places, lambda left: self._model.generate([prompts[place] for place in left], **wanted)
+            )
 
     def likelihoods(
         self, prompts: Sequence[Sample], options: Sequence[Sequence[str]]
@@ -65,9 +67,12 @@ class BundleEngine:
     def _likelihoods(
         self, score: Any, prompts: Sequence[Sample], options: Sequence[Sequence[str]]
     ) -> Iterator[tuple[int, list[float] | SampleError]]:
-        of = {id(prompt): own for prompt, own in zip(prompts, options, strict=True)}
         for places in _chunks(len(prompts)):
-            yield from _each(prompts, places, lambda part: score(part, [of[id(prompt)] for prompt in part]))
+            yield from _each(
+                prompts,
+                places,
+                lambda left: score([prompts[place] for place in left], [options[place] for place in left]),
+            )
 
     def boxes(self, text: str, sample: Sample) -> Sequence[Coords]:
         """See `Engine.boxes`."""
@@ -90,12 +95,14 @@ def _chunks(count: int) -> Iterator[range]:
         yield range(start, min(start + _AT_ONCE, count))
 
 
-def _each(prompts: Sequence[Sample], places: Sequence[int], answers_of: Any) -> Iterator[tuple[int, Any]]:
-    """Yield (place, what a function of samples says to it); a sample that the function refuses loses no other."""
+def _each(
+    prompts: Sequence[Sample], places: Sequence[int], answers_to: Callable[[list[int]], Sequence[Any]]
+) -> Iterator[tuple[int, Any]]:
+    """Yield (place, what a function of places says to it); a sample that the function refuses loses no other."""
     left = list(places)
     while left:
         try:
-            said = answers_of([prompts[place] for place in left])
+            said = answers_to(left)
         except SampleError as error:
             same = [place for place in left if prompts[place].id == error.sample_id]
             if not same:

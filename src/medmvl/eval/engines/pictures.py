@@ -2,9 +2,9 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -36,22 +36,41 @@ _PERCENTILES = (0.5, 99.5)  # shown from black to white where the unit does not 
 _SQUEEZED = 4  # a slice more than so many times as high as wide comes from a broken header
 
 
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture as models see it, RGB; questions about one file share it."""
+
+    picture: PIL.Image.Image
+
+    @cached_property
+    def data_url(self) -> str:
+        """The picture as a PNG in a data URL."""
+        buffer = io.BytesIO()
+        self.picture.save(buffer, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 @dataclass(frozen=True)
 class Turn:
     """What one side says.
 
     Attributes:
         role: "system", "user" or "assistant".
-        content: texts and pictures (RGB) in reading order, texts without outer white space, none of them empty.
+        content: texts and pictures in reading order, texts without outer white space, none of them empty.
     """
 
     role: str
-    content: tuple[str | PIL.Image.Image, ...]
+    content: tuple[str | Shown, ...]
 
     @property
     def pictures(self) -> list[PIL.Image.Image]:
         """The pictures alone."""
-        return [piece for piece in self.content if not isinstance(piece, str)]
+        return [piece.picture for piece in self.content if isinstance(piece, Shown)]
+
+    @property
+    def text(self) -> str:
+        """The texts alone, a line break between them."""
+        return "\n".join(piece for piece in self.content if isinstance(piece, str))
 
 
 class Pictures:
@@ -77,34 +96,25 @@ class Pictures:
         Raises:
             SampleError: a file cannot be read or mirrored, or a box lies outside of its file.
         """
-        media = sample.media
-        turns = []
-        shown = 0
-        for message in sample.messages:
-            said, shown = self._said(message, sample, media, shown)
-            if said:
-                turns.append(Turn(message.role, tuple(said)))
-        return turns
+        turns = [Turn(message.role, tuple(self._said(message, sample))) for message in sample.messages]
+        return [turn for turn in turns if turn.content]
 
-    def _said(
-        self, message: Message, sample: Sample, media: Sequence[Image | Volume], shown: int
-    ) -> tuple[list[str | PIL.Image.Image], int]:
-        """Return a message's content, and how many media were shown up to its end."""
-        said: list[str | PIL.Image.Image] = [""]
+    def _said(self, message: Message, sample: Sample) -> list[str | Shown]:
+        """Return a message's content."""
+        said: list[str | Shown] = [""]
         for part in message.content:
             if isinstance(part, Image | Volume):
                 said += [*_of(sample, part.path, lambda part=part: self._shown(part)), ""]
-                shown += 1
             elif isinstance(part, BoxRef):
-                said[-1] += self._box(sample, media, part.box)  # type: ignore[operator]  # the last one is a text
+                said[-1] += self._box(sample, part.box)  # type: ignore[operator]  # the last one is a text
             elif isinstance(part, Text):
                 said[-1] += part.text  # type: ignore[operator]
         stripped = [piece.strip() if isinstance(piece, str) else piece for piece in said]
-        return [piece for piece in stripped if piece != ""], shown
+        return [piece for piece in stripped if piece != ""]
 
-    def _box(self, sample: Sample, media: Sequence[Image | Volume], index: int) -> str:
+    def _box(self, sample: Sample, index: int) -> str:
         box = sample.meta.boxes[index]
-        medium = media[box.media]
+        medium = sample.media[box.media]
         view = _of(sample, medium.path, lambda: _view(medium))
         if outside := beyond(box.coords, view.file_size[::-1]):
             frame = " x ".join(f"{extent:g}" for extent in view.file_size)
@@ -113,10 +123,10 @@ class Pictures:
         size = tuple(round(extent) for extent in view.extent[::-1])
         return self._boxes.format_box(transform_box(box.coords, view.affine, size), view.extent)
 
-    def _read(self, part: Image | Volume) -> list[PIL.Image.Image]:
+    def _read(self, part: Image | Volume) -> list[Shown]:
         if part.blank:
             count = self.slices if isinstance(part, Volume) else 1
-            return [PIL.Image.new("RGB", _BLANK, _GREY)] * count
+            return [Shown(PIL.Image.new("RGB", _BLANK, _GREY))] * count
         if isinstance(part, Image):
             picture = read_picture(part.path)
             if part.mirrored:
@@ -150,13 +160,6 @@ def read_file_boxes(text: str, sample: Sample, written: BoxFormat) -> list[Coord
     """
     medium = _first(sample)
     return written.parse_boxes(text, _of(sample, medium.path, lambda: _view(medium)).file_size)
-
-
-def data_url(picture: PIL.Image.Image) -> str:
-    """Return a picture as a PNG in a data URL."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def check_slices(slices: int) -> int:
@@ -218,5 +221,5 @@ def _of(sample: Sample, path: str, read: Callable[[], Value]) -> Value:
         raise SampleError(str(error).removeprefix(f"{path}: "), sample.id, path) from error
 
 
-def _rgb(values: np.ndarray) -> PIL.Image.Image:
-    return PIL.Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
+def _rgb(values: np.ndarray) -> Shown:
+    return Shown(PIL.Image.fromarray(np.ascontiguousarray(values)).convert("RGB"))

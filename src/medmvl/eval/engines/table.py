@@ -68,13 +68,14 @@ def _as_engine(target: Any, options: Mapping[str, Any]) -> Engine:
             f"{', '.join(options)}: settings of an engine that is opened by its address; {type(target).__name__} is an "
             "object with settings of its own"
         )
-    if isinstance(target, Engine):
+    # Whether something is an engine is asked last: it would look at the hash, which takes a bundle a while.
+    if callable(getattr(target, "answer", None)) and isinstance(target, Engine):
         return target
     if isinstance(target, Answering):
         return BundleEngine(target)
     raise ValueError(
         f"{type(target).__name__} cannot be evaluated: it is no Engine (name, hash, remote, asks, answer, likelihoods, "
-        "boxes), and has no generate(samples, max_new_tokens, temperature) and processor.boxes_from_text as a bundle has"
+        "boxes), and has no generate(samples, max_new_tokens, temperature) and processor.boxes_from_text as bundles do"
     )
 
 
