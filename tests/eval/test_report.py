@@ -75,7 +75,7 @@ def test_nothing_is_loaded_from_elsewhere(folder: Path) -> None:
     policy = next(attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes)
     assert policy and "default-src 'none'" in policy and "'sha256-" in policy
     links = [attributes["href"] for tag, attributes in page.tags if tag == "image"]
-    assert links and all(link and link.startswith("data:image/png;base64,") for link in links)
+    assert links and all(link and link.startswith("data:image/webp;base64,") for link in links)
 
 
 def test_everything_is_shown(folder: Path) -> None:
@@ -91,7 +91,7 @@ def test_everything_is_shown(folder: Path) -> None:
     for kind in ("box-asked", "box-true", "box-predicted"):
         assert classes.count(kind) > 1, kind  # drawn, beside the legend
     outcomes = {attributes.get("data-outcome") for tag, attributes in page.tags if tag == "article"}
-    assert outcomes == {"right", "wrong"}
+    assert outcomes == {"right", "partly", "wrong"}
     assert "Questions that could not be asked: 1" in text
     assert [a.get("class") for tag, a in page.tags if tag == "polyline"] == ["raw", None, "validation"]
     assert "(1.500)" in text

@@ -119,10 +119,10 @@ def test_the_report_shows_slices_with_boxes_and_says_what_cannot_be_shown(root: 
     samples = list(SampleStore(root / "brain_atlas_3d", "test"))
     evaluate(Knowing(samples, bundle.processor), TASKS, tmp_path, roots=[root], resamples=10)
     text = (tmp_path / "report.html").read_text()
-    pictures = [base64.b64decode(one) for one in re.findall(r'href="data:image/png;base64,([^"]+)"', text)]
+    pictures = [base64.b64decode(one) for one in re.findall(r'href="data:image/webp;base64,([^"]+)"', text)]
     assert pictures and max(map(len, pictures)) < 30_000
     with PillowImage.open(io.BytesIO(pictures[0])) as picture:
-        assert picture.width == 264 and picture.mode == "L"
+        assert picture.width == 264 and picture.format == "WEBP"
     for kind in ("asked", "true", "predicted"):
         assert len(re.findall(rf'<rect class="box-{kind}"', text)) > 10, kind
     records = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
@@ -130,7 +130,7 @@ def test_the_report_shows_slices_with_boxes_and_says_what_cannot_be_shown(root: 
         record["media"] = [path.replace(".nii.gz", "<b>.nii.gz") for path in record["media"]]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = write_report(tmp_path).read_text()
-    assert "&lt;b&gt;.nii.gz: does not exist" in text and "<b>.nii.gz" not in text and "data:image/png" not in text
+    assert "&lt;b&gt;.nii.gz: does not exist" in text and "<b>.nii.gz" not in text and "data:image/webp" not in text
 
 
 def test_a_broken_volume_is_listed_and_the_others_are_asked(root: Path) -> None:

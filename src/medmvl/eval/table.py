@@ -8,8 +8,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-CONTROLS = {"blank_image": "blank", "shuffled_image": "shuffled", "majority": "majority"}
+from medmvl.eval.scale import scale_of
+
+CONTROLS = {
+    "blank_image": "blank",
+    "shuffled_image": "shuffled",
+    "question_only": "question",
+    "majority": "majority",
+}
 """What tables call the controls."""
+PROBES = {"mirrored": "mirrored", "paraphrased": "paraphrased", "options_shuffled": "options shuffled"}
+"""What tables call the probes."""
 _FIXED_ANSWERS = ("classification", "closed", "choice")
 
 
@@ -53,7 +62,9 @@ def headlines(scores: Mapping[str, Any]) -> list[str]:
 
 
 def print_table(scores: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print one row per task: primary metric, 95 % interval, controls, all in percent; then the headlines.
+    """Print one row per task: primary metric, 95 % interval, controls; then headlines, probes and what is missing.
+
+    Shares are in percent; a metric marked with an arrow is an error, and lower is better.
 
     Args:
         scores: what scores.json holds.
@@ -76,21 +87,47 @@ def print_table(scores: Mapping[str, Any], console: Console | None = None) -> No
     console.print(table)
     if lines := headlines(scores):
         console.print("\n" + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    for line in (*probe_lines(scores), *missing_lines(scores)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if scores["excluded"]:
         console.print(f"questions that could not be asked, listed in scores.json: {len(scores['excluded'])}")
+
+
+def probe_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Return a line for each task with probes: how often the answer was what follows from the model's own first one."""
+    lines = []
+    for entry in scores["tasks"].values():
+        told = [
+            f"{PROBES.get(name, name)} {probe['consistency']['value']:.1%} ({probe['n']:,})"
+            for name, probe in entry["probes"].items()
+            if probe["n"]
+        ]
+        if told:
+            lines.append(f"consistent answers, {entry['title']}: {', '.join(told)}")
+    return lines
+
+
+def missing_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Return a line for each metric that could not be computed, with the reason and the tasks."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for entry in scores["tasks"].values():
+        for metric, reason in entry["unavailable"].items():
+            found.setdefault((metric, reason), []).append(entry["title"])
+    return [f"no {metric} ({', '.join(titles)}): {reason}" for (metric, reason), titles in found.items()]
 
 
 def _row(entry: Mapping[str, Any]) -> list[str]:
     metric = entry["primary"]
     score = entry["metrics"].get(metric)
     if score is None:
-        return [escape(entry["title"]), metric, "0", "-", "-", *("-" for _ in CONTROLS)]
+        return [escape(entry["title"]), escape(metric), f"{entry['n']:,}", "-", "-", *("-" for _ in CONTROLS)]
     controls = [entry["controls"].get(control, {}).get(metric) for control in CONTROLS]
+    scale = scale_of(metric, [score, *(control for control in controls if control)])
     return [
         escape(entry["title"]),
-        metric,
+        escape(scale.mark.lstrip() + metric),  # a long name is cut off behind
         f"{entry['n']:,}",
-        f"[bold]{100 * score['value']:.1f}[/bold]",
-        f"{100 * score['low']:.1f}-{100 * score['high']:.1f}",
-        *(f"{100 * control['value']:.1f}" if control else "-" for control in controls),
+        f"[bold]{scale.text(score['value'])}[/bold]",
+        f"{scale.text(score['low'])}-{scale.text(score['high'])}",
+        *(scale.text(control["value"]) if control else "-" for control in controls),
     ]
