@@ -1,6 +1,7 @@
 """`medmvl list` names what ships."""
 
 import json
+import re
 
 import pytest
 
@@ -8,6 +9,8 @@ from medmvl.cli.main import main
 from medmvl.core import shipped
 from medmvl.core.lookup import resolve
 from medmvl.core.options import REQUIRED, options_of, type_text
+from medmvl.eval.suite import suite_names
+from medmvl.eval.task import group_names
 from medmvl.model import connectors
 from medmvl.model.config import CONNECTORS, ENCODERS
 from medmvl.model.encoders import table
@@ -22,9 +25,31 @@ def test_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     shown = capsys.readouterr().out.split()
     for name in (*shipped.names("recipes", ".yaml"), *shipped.names("processing/templates", ".jinja"), *CONNECTORS,
-                 *ENCODERS, *shipped.names("eval/tasks", ".yaml")):  # fmt: skip
+                 *ENCODERS, *group_names(), *suite_names()):  # fmt: skip
         assert name in shown
     assert "_two_stage" not in shown
+
+
+def test_tasks_are_listed_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = listed("tasks", capsys).splitlines()
+    assert len(rows) == 1 + len(group_names()) + 1
+    assert "  slake           5 tasks: rec, reg, vqa, vqa_closed, vqa_open" in rows
+    assert re.search(r"medmnist +19 tasks$", "\n".join(rows), re.MULTILINE)
+    assert main(["list", "tasks", "slake"]) == 0
+    assert re.search(r"slake/vqa_open +SLAKE, open$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["list", "tasks", "slake/vqa_open"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r'select +{"answer_type": "open"}$', told, re.MULTILINE) and "token_f1" in told
+    assert main(["list", "tasks", "slak"]) == 2
+    assert "did you mean 'slake'" in capsys.readouterr().err
+
+
+def test_suites_are_listed_with_their_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.search(r"medm_vl_2d +MedM-VL-2D", listed("suites", capsys))
+    assert main(["list", "suites", "medm_vl_2d"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"SLAKE VQA +bleu1_sentence of slake/vqa$", told, re.MULTILINE)
+    assert re.search(r"published +Med-Flamingo, RadFM, LLaVA-Med, MedM-VL-2D-3B-en$", told, re.MULTILINE)
 
 
 def test_recipes_are_described(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +85,8 @@ def test_options_of_hub_names(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("connectors", "atention"), "did you mean 'attention'"),
         (("encoders", "vit3"), "did you mean 'vit3d'"),
-        (("recipes", "demo_2d"), "Those that do: connectors, encoders"),
+        (("recipes", "demo_2d"), "Those that do: connectors, encoders, suites, tasks"),
+        (("suites", "medm2d"), "did you mean 'medm_vl_2d'"),
     ],
 )
 def test_names_without_options(asked: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

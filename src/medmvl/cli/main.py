@@ -12,7 +12,7 @@ VERBS = {
     "eval": "score a bundle on tasks, with controls and a report",
     "predict": "answer a file of samples with a bundle",
     "chat": "talk with a bundle about pictures, in the terminal",
-    "list": "recipes, templates, connectors, encoders, tasks, data sets, recipe schema",
+    "list": "recipes, templates, connectors, encoders, tasks, suites, data sets, recipe schema",
 }
 USER_ERROR = 2
 _INTERRUPTED = 130

@@ -1,6 +1,6 @@
 """A task: which samples judge a model, how it is asked, how answers are read and scored. YAML, versioned."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 
 from medmvl.core import shipped
 from medmvl.core.config import Strict, load
-from medmvl.core.lookup import LookupNameError, choices_text, resolve
+from medmvl.core.lookup import LookupNameError, choices_text, nearest, resolve
 from medmvl.eval.answers import Kind
 from medmvl.eval.metrics.table import METRICS
+from medmvl.eval.suite import Suite, is_suite, load_suite, suite_names
 
 Control = Literal["blank_image", "shuffled_image", "question_only", "majority"]
 Probe = Literal["mirrored", "paraphrased", "options_shuffled"]
@@ -86,13 +87,19 @@ def task_names() -> list[str]:
     return shipped.names("eval/tasks", ".yaml")
 
 
+def group_names() -> list[str]:
+    """Return the names of the groups of shipped tasks: "slake" of "slake/vqa"."""
+    return sorted({name.rpartition("/")[0] for name in task_names()})
+
+
 def load_tasks(wanted: str | Path | Task | Sequence[str | Path | Task]) -> list[Task]:
-    """Return tasks by shipped name, by group ("brain_atlas" = all of its tasks, by family), by file, or as they are.
+    """Return tasks by shipped name, by group ("brain_atlas" = all of its tasks, by family), by suite, by the file of a
+    task or suite, or as they are.
 
     Raises:
-        LookupNameError: neither a shipped task or group nor a file.
+        LookupNameError: neither a shipped task, group or suite nor a file; or a suite names a task that does not ship.
         ConfigError: a task file has mistakes.
-        ValueError: two tasks have one name, or none is given.
+        ValueError: two tasks have one name, none is given, or a suite names a metric that its task does not have.
     """
     items = [wanted] if isinstance(wanted, str | Path | Task) else list(wanted)
     tasks = [task for item in items for task in _expand(item)]
@@ -108,17 +115,43 @@ def _expand(item: str | Path | Task) -> list[Task]:
         return [item]
     name = str(item)
     if name.endswith((".yaml", ".yml")):
-        return [load(Task, Path(item))]
+        return _of_suite(load_suite(item)) if is_suite(Path(item)) else [load(Task, Path(item))]
+    if name in suite_names():
+        return _of_suite(load_suite(name))
     found = [key for key in task_names() if key == name or key.startswith(name.rstrip("/") + "/")]
     if not found:
-        known = {*task_names(), *(key.partition("/")[0] for key in task_names())}
-        raise LookupNameError(f"unknown task {name!r}; {choices_text(name, known)}. A path to a .yaml file works too.")
+        known = {*task_names(), *_tops()}
+        raise LookupNameError(f"unknown task {name!r}; {_told(name, known)}. A path to a .yaml file works too.")
     families = get_args(Family)
     return sorted((load(Task, _file(key)) for key in found), key=lambda task: families.index(task.family))
+
+
+def _of_suite(suite: Suite) -> list[Task]:
+    tasks = {name: load(Task, _file(name)) for name in suite.tasks}
+    for column in suite.columns:
+        metrics = tasks[column.task].metrics
+        if column.metric not in metrics:
+            told = choices_text(column.metric, metrics, "metrics")
+            raise ValueError(f"suite {suite.name}: {column.task} has no metric {column.metric!r}; {told}")
+    return list(tasks.values())
 
 
 def _file(name: str) -> Path:
     path = shipped.path("eval/tasks", name, ".yaml")
     if path is None:
-        raise LookupNameError(f"unknown task {name!r}; {choices_text(name, task_names())}")
+        raise LookupNameError(f"unknown task {name!r}; {_told(name, task_names())}")
     return path
+
+
+def _told(name: str, known: Iterable[str]) -> str:
+    """Return the nearest name, and those that begin alike; all of them would be too many."""
+    near, group = nearest(name, known), name.partition("/")[0]
+    hint = f"did you mean {near!r}? " if near else ""
+    own = [key for key in task_names() if key.startswith(f"{group}/")]
+    return hint + (
+        choices_text("", own, f"tasks of {group}") if own else choices_text("", _tops(), "groups and suites")
+    )
+
+
+def _tops() -> set[str]:
+    return {*group_names(), *suite_names()}

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +19,13 @@ Rows = list[tuple[str, str]]
 @app.command()
 def list_names(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="One kind, or `schema`; default: all.")] = None,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="An encoder or connector: its options.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="An encoder or connector: its options; a group of tasks, a task or a suite: what it is.",
+        ),
+    ] = None,
 ) -> None:
     """Name everything that a recipe or the command line can name.
 
@@ -28,6 +34,8 @@ def list_names(
     medmvl list recipes
     medmvl list connectors attention               (its options, with their defaults)
     medmvl list encoders google/siglip-base-patch16-256-multilingual
+    medmvl list tasks slake                        (its tasks; medmvl list tasks slake/vqa: one of them)
+    medmvl list suites medm_vl_2d                  (the columns of a published table)
     medmvl list schema > recipe.schema.json        (for editors: completion and checks while you type)
     """
     if kind == "schema":
@@ -38,14 +46,21 @@ def list_names(
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; {choices_text(kind, [*KINDS, 'schema'])}")
     if name is not None:
-        if kind not in CLASSES:
-            raise ValueError(f"{kind} have no options to list; {choices_text(str(kind), CLASSES, 'those that do')}")
-        _print_options(name, *CLASSES[kind](name))
+        if kind in CLASSES:
+            _print_options(name, *CLASSES[kind](name))
+        elif kind in PARTS:
+            _print_rows(name, PARTS[kind](name))
+        else:
+            known = choices_text(str(kind), [*CLASSES, *PARTS], "those that do")
+            raise ValueError(f"{kind} have no options to list; {known}")
         return
     for name in [kind] if kind else KINDS:
-        rows = KINDS[name]()
-        width = max((len(row) for row, _ in rows), default=0)
-        typer.echo("\n".join([f"{name}:", *(f"  {row:{width}}  {text}".rstrip() for row, text in rows), ""]))
+        _print_rows(name, KINDS[name]())
+
+
+def _print_rows(name: str, rows: Rows) -> None:
+    width = max((len(row) for row, _ in rows), default=0)
+    typer.echo("\n".join([f"{name}:", *(f"  {row:{width}}  {text}".rstrip() for row, text in rows), ""]))
 
 
 def _print_options(name: str, cls: Callable[..., Any], given: Sequence[str]) -> None:
@@ -123,11 +138,55 @@ def _encoders() -> Rows:
     ]
 
 
-def _tasks() -> Rows:
-    from medmvl.core.config import read_yaml
+_TASKS_NAMED = 10  # of a group; the names of more would be a flood
 
-    known = {name: shipped.path("eval/tasks", name, ".yaml") for name in shipped.names("eval/tasks", ".yaml")}
-    return [(name, read_yaml(path)[0].get("title", "")) for name, path in known.items() if path]
+
+def _tasks() -> Rows:
+    """Return the groups of tasks, with the names of their tasks where these are few."""
+    from itertools import groupby
+
+    rows = []
+    for group, names in groupby(shipped.names("eval/tasks", ".yaml"), lambda name: name.rpartition("/")[0]):
+        own = [name.rpartition("/")[2] for name in names]
+        count = f"{len(own)} task{'s' if len(own) > 1 else ''}"
+        rows.append((group, f"{count}: {', '.join(own)}" if len(own) <= _TASKS_NAMED else count))
+    return rows
+
+
+def _task(name: str) -> Rows:
+    """Return the tasks of a group with their titles, or what one task is."""
+    from medmvl.eval.task import load_tasks
+
+    tasks = load_tasks(name)
+    if [task.name for task in tasks] != [name]:
+        return [(task.name, task.title) for task in tasks]
+    (task,) = tasks
+    told: Rows = []
+    for key, value in task.model_dump(exclude={"name"}, exclude_defaults=True).items():
+        if isinstance(value, list):
+            told += [(key if place == 0 else "", str(one)) for place, one in enumerate(value)]
+        else:
+            told.append((key, str(value) if not isinstance(value, dict) else json.dumps(value)))
+    return told
+
+
+def _suites() -> Rows:
+    from medmvl.eval.suite import load_suite, suite_names
+
+    return [(name, load_suite(name).title) for name in suite_names()]
+
+
+def _suite(name: str) -> Rows:
+    """Return the columns of a suite, and whose published numbers ship."""
+    from medmvl.eval.suite import baselines, load_suite
+
+    suite = load_suite(name)
+    published = baselines(suite)
+    systems = "none ship" if published is None else ", ".join(reported.system for reported in published.systems)
+    columns = [(column.label, f"{column.metric} of {column.task}") for column in suite.columns]
+    source = wrap(suite.source, 100, break_on_hyphens=False)
+    told = [("source" if place == 0 else "", line) for place, line in enumerate(source)]
+    return [("title", suite.title), *told, *columns, ("published", systems)]
 
 
 def _datasets() -> Rows:
@@ -142,7 +201,10 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "connectors": _connectors,
     "encoders": _encoders,
     "tasks": _tasks,
+    "suites": _suites,
     "datasets": _datasets,
 }
 CLASSES: dict[str, Callable[[str], tuple[Any, Sequence[str]]]] = {"connectors": _connector, "encoders": _encoder}
 """Kinds whose names stand for classes with options: name -> the class, and its parameters that are no options."""
+PARTS: dict[str, Callable[[str], Rows]] = {"tasks": _task, "suites": _suite}
+"""Kinds whose names stand for something made of parts: name -> its parts."""
