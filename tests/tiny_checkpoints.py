@@ -124,6 +124,7 @@ def gemma3(folder: Path) -> Path:
         "vision_config": {**_VISION, "model_type": "siglip_vision_model", "image_size": 16, "patch_size": 4},
         "text_config": {**_text("gemma3_text", tokenizer), "head_dim": 8, "sliding_window": 8},
         "mm_tokens_per_image": 4,
+        "tie_word_embeddings": False,
         "boi_token_index": tokenizer.convert_tokens_to_ids("<start_of_image>"),
         "eoi_token_index": tokenizer.convert_tokens_to_ids("<end_of_image>"),
         "image_token_index": tokenizer.convert_tokens_to_ids("<image_soft_token>"),
@@ -172,7 +173,8 @@ def _text(kind: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return {
         "model_type": kind, "vocab_size": len(tokenizer) + 5, "num_key_value_heads": 2, "initializer_range": 0.3,
-        "max_position_embeddings": 512, "pad_token_id": tokenizer.pad_token_id, **ends, **_TEXT,
+        "max_position_embeddings": 2048, "tie_word_embeddings": False, "pad_token_id": tokenizer.pad_token_id,
+        **ends, **_TEXT,
     }  # fmt: skip
 
 

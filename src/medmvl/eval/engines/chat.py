@@ -74,8 +74,8 @@ class Chat:
         processor.chat_template = processor.chat_template or self.tokenizer.chat_template
         if not processor.chat_template:
             raise EngineError(
-                f"{where} has no chat template (chat_template.jinja), which says how questions are put to it; copy that "
-                "of the published checkpoint, or write one"
+                f"{where} has no chat template (chat_template.jinja), which says how questions are put to it; copy "
+                "that of the published checkpoint, or write one"
             )
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -218,7 +218,7 @@ def _controls(processor: ProcessorMixin) -> dict[str, int | None]:
     """Return the spellings that control something -> their ids, None for a placeholder that is no token.
 
     These are the special tokens, other added tokens that look like marks ("<think>", "[INST]"), and the placeholders
-    that the processor looks for. Added tokens that are words or white space control nothing, nor does the unknown token.
+    that the processor looks for. Added tokens that are words or white space control nothing, nor does the unknown one.
     """
     tokenizer = processor.tokenizer
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     PROCESSOR_MAPPING,
@@ -178,7 +179,7 @@ class TransformersEngine:
         return GenerationConfig(
             max_new_tokens=settings.max_new_tokens,
             num_beams=1,
-            eos_token_id=self._stops,
+            eos_token_id=list(self._stops),
             pad_token_id=self._chat.tokenizer.pad_token_id,
             **(drawn if settings.temperature else {"do_sample": False}),
         )
@@ -277,8 +278,8 @@ def open_transformers(
 def _config(folder: Path) -> PreTrainedConfig:
     if not (folder / "config.json").is_file():
         raise EngineError(
-            f"{folder} is no checkpoint of transformers: there is no config.json in it. Give the folder of a downloaded "
-            "one; names of a hub are not downloaded"
+            f"{folder} is no checkpoint of transformers: there is no config.json in it. Give the folder of a "
+            "downloaded one; names of a hub are not downloaded"
         )
     if not any(folder.glob("*.safetensors")):
         raise EngineError(
@@ -289,14 +290,14 @@ def _config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, **_OURS)
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(
-            f"{folder}: {_first_line(error)}. Only architectures that transformers itself knows are run, never code that "
-            "comes with a checkpoint; take a converted one, or evaluate its answers with predictions:FILE"
+            f"{folder}: {_first_line(error)}. Only architectures that transformers itself knows are run, never code "
+            "that comes with a checkpoint; take a converted one, or evaluate its answers with predictions:FILE"
         ) from error
 
 
 def _processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
     try:
-        kind = PROCESSOR_MAPPING.get(type(config))
+        kind = PROCESSOR_MAPPING.get(type(config), None)
         wants_videos = kind is not None and "video_processor" in kind.get_attributes()
         opened = _without_videos(kind) if wants_videos and not is_torchvision_available() else AutoProcessor
         processor = opened.from_pretrained(folder, **_OURS)
@@ -327,7 +328,7 @@ def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         model, told = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_OURS
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise EngineError(f"{folder}: its model cannot be opened: {_first_line(error)}") from error
     if told["missing_keys"]:
         lost = ", ".join(sorted(told["missing_keys"])[:5])
