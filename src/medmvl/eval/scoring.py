@@ -99,17 +99,21 @@ def check_options(options: Options, tasks: Sequence[Task]) -> None:
         refuse_unknown(_options(task, options))
 
 
-def _measure(task: Task, records: Sequence[Record], options: Options) -> tuple[dict[str, Statistics], dict[str, str]]:
-    if not records:
-        return {}, {}
+def answers_of(records: Sequence[Mapping[str, Any]]) -> Answers:
+    """Return what metrics take of records."""
     ranked = [record.get("likelihoods") for record in records]
-    answers = Answers(
+    return Answers(
         [record["parsed"] for record in records],
         [record["reference"] for record in records],
         [record["question"] for record in records],
         ranked if any(one is not None for one in ranked) else (),
     )
-    found, missing = measure(task.metrics, answers, options)
+
+
+def _measure(task: Task, records: Sequence[Record], options: Options) -> tuple[dict[str, Statistics], dict[str, str]]:
+    if not records:
+        return {}, {}
+    found, missing = measure(task.metrics, answers_of(records), options)
     for name, statistics in found.items():
         if statistics.values is not None:
             for record, value in zip(records, statistics.values.tolist(), strict=True):

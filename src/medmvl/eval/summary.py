@@ -30,10 +30,12 @@ class Run:
     Attributes:
         name: what tables call the system.
         scores: what its scores.json holds.
+        folder: where it lies, with its predictions.jsonl.
     """
 
     name: str
     scores: Mapping[str, Any]
+    folder: Path = Path()
 
     @property
     def tasks(self) -> Mapping[str, Entry]:
@@ -52,7 +54,7 @@ def read_runs(named: Sequence[str | Path]) -> list[Run]:
         ValueError: there is no such evaluation, or two systems are called the same.
     """
     given = [_split(str(one)) for one in named]
-    found = [Run(name, _read(Path(path))) for name, path in given]
+    found = [Run(name, *_read(Path(path))) for name, path in given]
     own = [run.name or one_line(str(run.scores["provenance"]["model"])) for run in found]
     runs = []
     for run, name, (_, path) in zip(found, own, given, strict=True):
@@ -276,7 +278,7 @@ def _split(named: str) -> tuple[str, str]:
     return (one_line(name), path) if equals and name and not Path(named).exists() else ("", named)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> tuple[Mapping[str, Any], Path]:
     file = path / SCORES if path.is_dir() else path
     try:
         scores = json.loads(file.read_text(encoding="utf-8"))
@@ -285,4 +287,4 @@ def _read(path: Path) -> Mapping[str, Any]:
     told = scores.get("provenance", {}) if isinstance(scores, dict) else {}
     if "model" not in told or not isinstance(scores.get("tasks"), dict):
         raise ValueError(f"{file}: holds no scores of an evaluation; name a folder that `medmvl eval ... --out` wrote")
-    return scores
+    return scores, file.parent
