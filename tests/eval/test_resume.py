@@ -15,6 +15,7 @@ from medmvl.core.atomic import BusyError, only_writer
 from medmvl.core.processes import start_ranks, wait_for_ranks
 from medmvl.core.schema import Sample, SampleError
 from medmvl.eval.engines.engine import Answered, EngineError
+from medmvl.eval.metrics.metric import MetricUnavailable
 from medmvl.eval.run import evaluate
 from medmvl.eval.task import Generation
 from paper_model import PaperModel, write_store
@@ -41,6 +42,9 @@ class Counting(PaperModel):
             self.left -= 1
             self.answered.append(prompt.id)
             yield place, self._answer(prompt)
+
+    def likelihoods(self, prompts: Sequence[Sample], options: Sequence[Sequence[str]]) -> None:
+        raise MetricUnavailable("paper ranks nothing")
 
     def boxes(self, text: str, sample: Sample) -> list:
         return self.processor.boxes_from_text(text, sample)

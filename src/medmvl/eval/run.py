@@ -19,6 +19,7 @@ from medmvl.eval.ask import ask, forget_files
 from medmvl.eval.conditions import ASKED
 from medmvl.eval.controls import body_frame
 from medmvl.eval.engines.engine import Engine
+from medmvl.eval.engines.predictions import PredictionsEngine
 from medmvl.eval.engines.table import Target, open_engine
 from medmvl.eval.metrics.table import Options
 from medmvl.eval.report import PREDICTIONS, SCORES, write_report
@@ -81,7 +82,8 @@ def evaluate(
 
     Returns:
         What scores.json holds: {"provenance": ..., "tasks": {name: {"n", "version", "metrics", "controls", ...}},
-        "excluded": samples that could not be asked, each with the reason}.
+        "excluded": samples that could not be asked, each with the reason}; of a file of predictions also
+        "unused_predictions", those whose ids no sample has.
 
     Raises:
         LookupNameError, ConfigError, StoreError: a task, its settings or its data source is wrong.
@@ -120,6 +122,9 @@ def evaluate(
             "tasks": {trial.task.name: trial.entry(resamples, seed, metric_options) for trial in trials},
             "excluded": [asdict(one) for trial in trials for one in trial.excluded],
         }
+        if isinstance(engine, PredictionsEngine):
+            asked = [sample for trial in trials for sample in trial.samples.values()]
+            scores["unused_predictions"] = list(engine.unmatched(asked).extra)
         if out is not None:
             _write(Path(out), scores, trials)
             write_report(out, logs)
