@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from bert_score import BERTScorer
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel
 
 from medmvl.eval.metrics import bertscore
 from medmvl.eval.metrics.metric import Answers
 from medmvl.eval.metrics.table import measure
+from medmvl.eval.scoring import check_options
+from medmvl.eval.task import load_tasks
 from tiny_encoder import LONGEST, WORDS, bert, reports, roberta
 
 NAMES = ["bertscore_precision", "bertscore_recall", "bertscore_f1"]
@@ -148,4 +150,9 @@ def test_a_folder_that_holds_no_encoder_is_told(folder: Path, tmp_path: Path) ->
     assert "lacks 16 weights" in told(other)
     with pytest.raises(ValueError, match="unknown option 'layr'; did you mean 'layer'"):
         measure(["bertscore_f1"], Answers(["a"], ["b"]), {"bertscore_f1": {"layr": 1}})
-    assert BertConfig.from_pretrained(folder).num_hidden_layers == 3
+
+
+def test_a_wrong_option_is_refused_before_anything_is_asked() -> None:
+    (task,) = load_tasks("brain_atlas/report")
+    with pytest.raises(ValueError, match="metric 'rouge_l': unknown option 'model'"):
+        check_options({"rouge_l": {"model": "x"}}, [task])

@@ -155,7 +155,7 @@ def _scores(
     empty = {name for name in names if ids[name] == rows[0]}
     weight = _weights(encoder.tokenizer, [ids[text.strip()] for text in references] if idf else None)
     pairs = [(p.strip(), r.strip()) for p, r in zip(predictions, references, strict=True)]
-    found: dict[tuple[str, str], list[float]] = {pair: [0.0] * 3 for pair in pairs}
+    found = {pair: np.zeros(3) for pair in pairs}
     real = sorted(
         (pair for pair in found if not empty.intersection(pair)),
         key=lambda pair: (-max(len(ids[text]) for text in pair), pair),
@@ -206,22 +206,29 @@ def _match(
     vectors: Mapping[str, Any],
     ids: Mapping[str, list[int]],
     weight: Mapping[int, float],
-) -> list[list[float]]:
-    """Return precision, recall and F1 of each pair of texts."""
-    scores = []
-    for prediction, reference in chunk:
-        cosines = vectors[prediction] @ vectors[reference].T
-        best = (cosines.amax(1), cosines.amax(0))
-        precision, recall = (
-            _mean(values.double().cpu().numpy(), np.array([weight[token] for token in ids[text]]))
-            for values, text in zip(best, (prediction, reference), strict=True)
-        )
-        total = precision + recall
-        scores.append([precision, recall, 2 * precision * recall / total if total else 0.0])
-    return scores
+) -> Floats:
+    """Return precision, recall and F1 of each pair of texts, float64 [B, 3]."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    sides = list(zip(*chunk, strict=True))
+    predictions, references = (pad_sequence([vectors[text] for text in side], batch_first=True) for side in sides)
+    # A padded token is no vector at all: it is nobody's best match, and weighs nothing itself.
+    cosines = torch.bmm(predictions, references.transpose(1, 2))
+    cosines.masked_fill_((predictions == 0).all(2)[:, :, None] | (references == 0).all(2)[:, None, :], -torch.inf)
+    precision, recall = (
+        _means(cosines.amax(axis).double().cpu().numpy(), [[weight[token] for token in ids[text]] for text in side])
+        for axis, side in zip((2, 1), sides, strict=True)
+    )
+    total = precision + recall
+    f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total != 0)
+    return np.stack([precision, recall, f1], axis=1)
 
 
-def _mean(values: Floats, weights: Floats) -> float:
-    """Return the weighted mean; 0 where nothing has a weight."""
-    total = weights.sum()
-    return float(values @ weights / total) if total else 0.0
+def _means(values: Floats, weights: Sequence[Sequence[float]]) -> Floats:
+    """Return the weighted mean [B] of each row of values [B, T], cut to as many as have weights; 0 without weight."""
+    found = np.zeros(len(values))
+    for line, (row, own) in enumerate(zip(values, weights, strict=True)):
+        if total := sum(own):
+            found[line] = row[: len(own)] @ np.array(own) / total
+    return found
