@@ -24,6 +24,7 @@ from medmvl.eval.engines.table import Target, open_engine
 from medmvl.eval.metrics.table import Options
 from medmvl.eval.report import PREDICTIONS, SCORES, write_report
 from medmvl.eval.scoring import check_options
+from medmvl.eval.summary import write_tables
 from medmvl.eval.task import Task, load_tasks
 from medmvl.eval.team import Team, team
 from medmvl.eval.trial import Trial
@@ -127,6 +128,7 @@ def evaluate(
             scores["unused_predictions"] = list(engine.unmatched(asked).extra)
         if out is not None:
             _write(Path(out), scores, trials)
+            write_tables(out)
             write_report(out, logs)
         crew.wait()
     return scores
@@ -165,6 +167,7 @@ def join(folders: Sequence[str | Path], out: str | Path, logs: Sequence[str | Pa
             file.write((Path(folder) / PREDICTIONS).read_text(encoding="utf-8"))
     with atomic_file(out / SCORES) as file:
         json.dump(joined, file, indent=2, allow_nan=False)
+    write_tables(out)
     write_report(out, logs)
     return joined
 

@@ -1,30 +1,84 @@
-"""`medmvl eval`: a bundle judged on tasks."""
+"""`medmvl eval`: a model judged on tasks; two evaluations compared; several in one table."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
+import typer.core
 
+from medmvl.cli.commands.eval_compare import compare
+from medmvl.cli.commands.eval_table import table
 from medmvl.cli.opening import AllowCode, Device, device_of
 from medmvl.cli.screen import new_app
 
+
+class _TargetFirst(typer.core.TyperGroup):
+    """What is no command is a target: `medmvl eval TARGET TASK...` is `medmvl eval run TARGET TASK...`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        known = args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["run", *args])
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "TARGET TASK... [OPTIONS] | compare A B | table RUN...")
+
+
 app = new_app()
+app.info.cls = _TargetFirst
 
 
-@app.command()
+@app.callback()
+def _eval() -> None:
+    """Score a model on tasks, each beside its controls, with intervals; compare evaluations; put them in one table.
+
+    \b
+    medmvl eval runs/demo/2d/bundle brain_atlas --data runs/demo/data --out runs/demo/scores
+    medmvl eval transformers:/models/llava slake/vqa --out scores/llava     another framework's checkpoint
+    medmvl eval run --help                                                  all options
+    medmvl eval compare scores/a scores/b                                   which one is better, and how sure is that
+    medmvl eval table scores/a scores/b --reported                          one table, published numbers beside
+    """
+
+
+@app.command("run")
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    tasks: Annotated[
-        list[str], typer.Argument(metavar="TASK...", help="Names (medmvl list tasks), groups, YAML files.")
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A bundle's folder; transformers:FOLDER; openai:URL#MODEL; predictions:FILE (JSONL of id, prediction)."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for scores.json, predictions.jsonl and report.html.")] = Path(
-        "scores"
-    ),
+    tasks: Annotated[
+        list[str], typer.Argument(metavar="TASK...", help="Names (medmvl list tasks), groups, suites, YAML files.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for scores, answers, tables and report; goes on where it was stopped.")
+    ] = Path("scores"),
     data: Annotated[
         list[Path] | None,
         typer.Option(help="Folder in which data sources lie; default: those of the bundle's recipe, and data/."),
     ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="File of samples (JSON list or JSONL) asked in place of the tasks' sources.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Ask at most so many samples of each task.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Answered examples before each question.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions handed to the model at once.")] = 256,
+    resamples: Annotated[int, typer.Option(help="Bootstrap draws per interval.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of limits, shuffles, shots and bootstrap draws.")] = 0,
+    metric_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC.KEY=VALUE", help="Option of a metric: bertscore_f1.model=/models/roberta-large."),
+    ] = None,
+    boxes: Annotated[
+        str | None, typer.Option(help="How an engine other than a bundle writes boxes: 0-1000, absolute, qwen, ...")
+    ] = None,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let an endpoint on another machine see questions and pictures.")
+    ] = False,
+    processes: Annotated[int, typer.Option(help="Processes on this machine that share the questions.")] = 1,
     prepared: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps prepared volumes, as run.prepared of a recipe; default: none."),
@@ -32,25 +86,68 @@ def evaluate(
     device: Device = None,
     allow_code: AllowCode = None,
 ) -> None:
-    """Score a bundle, each task beside its blank-image, shuffled-image and majority controls.
+    """Score a model, each task beside its blank-image, shuffled-image, question-only and majority controls.
 
     \b
     medmvl eval runs/demo/2d/bundle brain_atlas --data runs/demo/data --out runs/demo/scores
     medmvl eval my_bundle brain_atlas/side my_task.yaml --limit 200
+    medmvl eval predictions:answers.jsonl slake/vqa --data data --out scores/other_system
     """
-    from medmvl.cli.screen import console
+    from medmvl.core.processes import start_ranks, wait_for_ranks
     from medmvl.eval.run import evaluate
     from medmvl.eval.table import print_table
+    from medmvl.eval.team import speaks, started
 
+    if processes > 1 and not started():
+        crew = start_ranks([sys.executable, "-m", "medmvl", *sys.argv[1:]], processes)
+        try:
+            raise typer.Exit(wait_for_ranks(crew))
+        finally:
+            for process in crew:
+                process.terminate()
+    options = {"boxes": boxes} if boxes is not None else {}
     scores = evaluate(
-        bundle,
+        target,
         tasks,
         out=out,
         roots=data,
+        samples=samples,
         limit=limit,
+        shots=shots,
+        batch_size=batch_size,
+        resamples=resamples,
+        seed=seed,
+        metric_options=_metric_options(metric_option or []),
         device=device_of(device),
         allow_code=allow_code or (),
+        allow_remote=allow_remote,
         prepared=prepared,
+        **options,
     )
-    print_table(scores, console())
-    typer.echo(f"report: {out / 'report.html'}")
+    if speaks():
+        from medmvl.cli.screen import console
+
+        print_table(scores, console())
+        typer.echo(f"report: {out / 'report.html'}")
+
+
+app.command("compare")(compare)
+app.command("table")(table)
+
+
+def _metric_options(given: list[str]) -> dict[str, dict[str, Any]]:
+    """Return "metric.key=value" as metric -> key -> value; values are read as YAML, so that 3 is a number.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    from medmvl.core.config import load_yaml
+
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        metric, dot, key = name.rpartition(".")
+        if not (equals and dot and metric and key):
+            raise ValueError(f"--metric-option {text!r}: write METRIC.KEY=VALUE, as bertscore_f1.model=/models/roberta")
+        options.setdefault(metric, {})[key] = load_yaml(f"value: {value}")["value"]
+    return options
