@@ -15,7 +15,15 @@ from medmvl.eval.page.charts import Charts
 from medmvl.eval.page.curves import curves
 from medmvl.eval.page.gallery import MOST_CARDS, OUTCOMES, Card, Choice, Chosen, Pictures, card, choices_of, mixed, note
 from medmvl.eval.page.lines import read_lines
-from medmvl.eval.page.overview import exclusions, group_panels, not_applicable, probe_rows, sample_rows, score_rows
+from medmvl.eval.page.overview import (
+    Entry,
+    exclusions,
+    group_panels,
+    not_applicable,
+    probe_rows,
+    sample_rows,
+    score_rows,
+)
 from medmvl.eval.table import CONTROLS, pooled
 
 SCORES, PREDICTIONS, REPORT = "scores.json", "predictions.jsonl", "report.html"
@@ -97,9 +105,7 @@ class Survey:
     chosen: list[Chosen]
 
 
-def survey(
-    read: Callable[[], Iterable[Record]], tasks: Mapping[str, Mapping[str, Any]], each: int
-) -> dict[str, Survey]:
+def survey(read: Callable[[], Iterable[Record]], tasks: Mapping[str, Entry], each: int) -> dict[str, Survey]:
     """Read all answers twice, one at a time, and keep counts, and some answers for the gallery.
 
     Args:
@@ -132,7 +138,7 @@ def survey(
     return {name: Survey(charts[name], choices[name].counts, chosen[name]) for name in tasks}
 
 
-def _cards(tasks: Mapping[str, Mapping[str, Any]], found: Mapping[str, Survey]) -> list[Card]:
+def _cards(tasks: Mapping[str, Entry], found: Mapping[str, Survey]) -> list[Card]:
     """Return the gallery, tasks in turn."""
     pictures = Pictures()
     ordered = mixed([(name, one) for one in found[name].chosen] for name in tasks)[:MOST_CARDS]

@@ -1,13 +1,15 @@
 """How the values of a metric are written and drawn: shares of 1 in percent, errors and everything else as they are."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from medmvl.core.lookup import LookupNameError
-from medmvl.eval.metrics.table import is_unbounded, lower_is_better
+from medmvl.eval.metrics.table import METRICS, is_unbounded, lower_is_better
 
 _STEPS = (1, 2, 5, 10)  # an axis ends at one of these times a power of ten
+_NOTHING = 1e-9  # differences that are none
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,19 @@ def scale_of(name: str, intervals: Iterable[Mapping[str, float]]) -> Scale:
     values = [value for interval in intervals for value in interval.values() if math.isfinite(value)]
     low, high = min([0.0, *values]), max([0.0, *values])
     falls = _told(lower_is_better, name)
-    if low >= 0 and high <= 1:
+    if low >= -_NOTHING and high <= 1 + _NOTHING:
         return Scale(percent=not falls and not _told(is_unbounded, name), falls=falls)
-    return Scale(-_end(-low) if low < 0 else 0.0, _end(high) if high > 0 else 0.0, percent=False, falls=falls)
+    return Scale(0.0 - _end(-low), _end(high), percent=False, falls=falls)
 
 
 def _told(ask: Callable[[str], bool], name: str) -> bool:
-    """Ask about a metric; of one that cannot be found here, such as a function of another package, nothing is known."""
+    """Ask about a metric; of one that is not at hand, such as a function of another package, nothing is known.
+
+    Names come from files of scores, and a file must not make this process import anything: a dotted path is followed
+    only into modules that are loaded already, as those of the metrics just measured are.
+    """
+    if name not in METRICS and name.partition(":")[0] not in sys.modules:
+        return False
     try:
         return ask(name)
     except (LookupNameError, ImportError):
@@ -77,6 +85,8 @@ def _told(ask: Callable[[str], bool], name: str) -> bool:
 
 
 def _end(value: float) -> float:
-    """Return the next of 1, 2, 5, 10, 20, ... (and 0.5, 0.2, ...) from a value above 0 upwards."""
+    """Return the next of 1, 2, 5, 10, 20, ... (and 0.5, 0.2, ...) from a value upwards; 0 of nothing."""
+    if value <= _NOTHING:
+        return 0.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in _STEPS if step * power >= value * (1 - 1e-9))

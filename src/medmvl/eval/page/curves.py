@@ -14,14 +14,14 @@ Points = Sequence[tuple[float, float]]
 
 
 def curves(logs: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Return one panel per stage of every log, as far as it logged a training loss; of several logs, with their folders.
+    """Return one panel per stage of every log, as far as it logged a training loss.
 
     Raises:
         ValueError: a line of a log is no JSON object.
     """
     panels = []
     for log in map(Path, logs):
-        before = f"{log.parent.name}: " if len(logs) > 1 else ""
+        before = f"{log.parent.name}: " if len(logs) > 1 else ""  # stages of two logs may share a name
         stages: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: {"train": [], "validation": []})
         for number, row in enumerate(read_lines(log)):
             kind = row.get("kind", "train")

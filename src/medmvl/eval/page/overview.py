@@ -84,7 +84,7 @@ def _reached(score: Interval, controls: Mapping[str, Interval], scale: Scale) ->
 
 
 def _plot(score: Interval, controls: Mapping[str, Interval], scale: Scale) -> dict[str, Any]:
-    """Return where the score and its controls are drawn; controls that would cover each other get lanes of their own."""
+    """Return where the score and its controls are drawn; controls too near to each other lie in lanes of their own."""
     last: list[float] = []
     markers = []
     for key, control in sorted(controls.items(), key=lambda item: item[1]["value"]):
