@@ -326,6 +326,8 @@ def test_holm_corrects_over_the_tasks(tmp_path: Path) -> None:
             assert [one["p_holm"] for one in tests] == holm([one["p"] for one in tests])
     assert all(one["better"] in ("b", "") and (one["better"] == "b") == (one["p_holm"] < 0.05) for one in values)
     assert [found[name]["patients"] for name in names] == [40] * 5
+    assert "Too few resamples for 5 tasks" in markdown(comparison_grid(compare(*sides, resamples=100)))
+    assert "Too few" not in markdown(comparison_grid(compare(*sides, resamples=200)))
 
 
 def test_lower_is_better(tmp_path: Path) -> None:

@@ -357,6 +357,8 @@ def _notes(comparison: Comparison, every: bool) -> Iterator[str]:
     yield "p: two-sided, from the same resamples; Holm: corrected over the tasks. Bold: Holm's p is below 0.05."
     if any(task["patients"] < task["n"] for task in tasks.values()):
         yield "McNemar's exact test takes questions as independent, which those about one patient are not: trust p."
+    if 2 * len(tasks) / (1 + comparison["resamples"]) >= _ALPHA:
+        yield f"Too few resamples for {len(tasks)} tasks: Holm's p cannot fall below {_ALPHA}. Raise --resamples."
     further = sum(len(task["metrics"]) - 1 for task in tasks.values() if task["metrics"])
     if further and not every:
         yield f"{further} further comparisons: --metric NAME shows one metric, --out FILE writes all."
