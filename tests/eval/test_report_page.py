@@ -332,6 +332,14 @@ def test_graded_answers_are_right_partly_or_wrong(tmp_path: Path) -> None:
     assert "≈ partly · 0.25" in page.text and "✓ right · 0.75" in page.text
 
 
+def test_where_the_primary_metric_grades_no_single_answer_another_one_does(tmp_path: Path) -> None:
+    given = [{"options_ranked": 1.0, "token_f1": 0.5, "accuracy_options": float(n)} for n in range(2)]
+    made = [record(n, scores=scores) for n, scores in enumerate(given)]
+    metrics = {"auc": 0.8, "options_ranked": 1.0, "token_f1": 0.5, "accuracy_options": 0.5}
+    page = shown(write_run(tmp_path, {"set/side": entry(2, metrics)}, made))
+    assert sorted(str(card["data-outcome"]) for card in cards(page)) == ["right", "wrong"]
+
+
 def test_filters_offer_what_the_cards_have(tmp_path: Path) -> None:
     made = [record(n, modality=("CT", "MR", "")[n % 3], answer_type=("open", "closed")[n % 2]) for n in range(40)]
     made += [wrong(40), record(50, task="set/size")]

@@ -31,6 +31,7 @@ _MONTAGE_PIXELS = 264  # width of a volume's slices, laid out side by side
 _QUALITY = 78  # of the pictures' WebP
 _MOST_TEXT, _MOST_PROMPT = 1500, 4000  # characters of an answer and of a prompt
 _OVERLAP = ("iou", "giou")  # metrics of boxes, right from one half on
+_NO_GRADES = ("options_ranked",)  # shares that say nothing of how right an answer is
 
 Record = Mapping[str, Any]
 Card = dict[str, Any]
@@ -60,7 +61,10 @@ class Choice:
 
     def __init__(self, name: str, entry: Mapping[str, Any], each: int) -> None:
         self._name, self._each = name, each
-        self._graded = [metric for metric in (entry["primary"], *entry["metrics"]) if _is_graded(metric, entry)]
+        self._graded = sorted(
+            (metric for metric in entry["metrics"] if _is_graded(metric, entry)),
+            key=lambda metric: (metric != entry["primary"], not metric.startswith("acc")),
+        )
         self._counts: Counter[str] = Counter()
         self._kept: dict[str, dict[tuple[str, str], list[tuple[int, str, Chosen]]]] = {one: {} for one in OUTCOMES}
 
@@ -106,9 +110,8 @@ class Choice:
 
 
 def _is_graded(metric: str, entry: Mapping[str, Any]) -> bool:
-    """Tell whether a metric says of one answer how right it is, from 0 to 1."""
-    scale = scale_of(metric, [entry["metrics"][metric]] if metric in entry["metrics"] else [])
-    return scale.percent
+    """Tell whether a metric may say of one answer how right it is, from 0 to 1."""
+    return metric not in _NO_GRADES and scale_of(metric, [entry["metrics"][metric]]).percent
 
 
 def _is_overlap(metric: str) -> bool:

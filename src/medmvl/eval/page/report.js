@@ -28,7 +28,7 @@ const apply = () => {
     }
   }
   const task = form.elements.task.selectedOptions[0];
-  const note = task.value ? ` The page has ${task.dataset.note} of this task.` : "";
+  const note = task.value ? ` Of this task: ${task.dataset.note}.` : "";
   const told = shown ? `${shown} of ${cards.length} answers shown.` : "No answer on this page fits.";
   document.getElementById("status").textContent = told + note;
 };
