@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 from medmnist.evaluator import getACC, getAUC
+from sklearn import config_context
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from medmvl.eval.metrics.metric import Answers
@@ -44,6 +45,7 @@ def draw_case(draw: np.random.Generator, classes: int) -> tuple[np.ndarray, np.n
     return true, logs, answers(options, [f"option {label}." for label in true])
 
 
+@config_context(skip_parameter_validation=True, assume_finite=True)
 def test_equal_to_scikit_learn() -> None:
     draw = np.random.default_rng(0)
     for _ in range(1000):
