@@ -301,11 +301,12 @@ def test_cards_tell_what_was_said_under_every_control_and_probe(tmp_path: Path) 
         record(0, control="majority", answer="no word of its own"),
         record(0, control="mirrored", answer="left", consistent=True),
         record(0, control="paraphrased", answer="neither", consistent=False, prompt="user: Which side, tell?"),
+        *(record(0, control="paraphrased", answer=f"again {n}", consistent=True) for n in range(9)),
     ]
     page = shown(write_run(tmp_path, {"set/side": entry(1)}, [*others, first]))  # in whatever order they were written
     assert (
         "✗ wrong Left or right? right true left blank a grey nothing shuffled (nothing) question left I guess "
-        "mirrored ✓ left paraphrased ✗ neither"
+        "mirrored ✓ left paraphrased ✗ neither paraphrased ✓ again 0 paraphrased ✓ again 1 paraphrased ✓ again 2 prompt"
     ) in page.text
     assert "An example? assistant: Yes. user:" in page.text
     assert "paraphrased user: Which side, tell?" in page.text

@@ -30,6 +30,7 @@ _SHOWN_PIXELS = 384  # longest side of a picture
 _MONTAGE_PIXELS = 264  # width of a volume's slices, laid out side by side
 _QUALITY = 78  # of the pictures' WebP
 _MOST_TEXT, _MOST_PROMPT = 1500, 4000  # characters of an answer and of a prompt
+_MOST_TIMES = 4  # answers of one probe to one question, at most
 _OVERLAP = ("iou", "giou")  # metrics of boxes, right from one half on
 _NO_GRADES = ("options_ranked",)  # shares that say nothing of how right an answer is
 
@@ -44,7 +45,7 @@ class Chosen:
     record: Record
     outcome: str
     score: str
-    under: dict[str, dict[str, Any]] = field(default_factory=dict)
+    under: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 class Choice:
@@ -124,12 +125,11 @@ def mixed(lists: Iterable[Sequence[Any]]) -> list[Any]:
 
 
 def note(chosen: Chosen, record: Record) -> None:
-    """Keep what the model said to a chosen question under a control or a probe."""
-    chosen.under[record["control"]] = {
-        "answer": cut(record["answer"], _MOST_TEXT),
-        "consistent": record.get("consistent"),
-        "prompt": cut(record.get("prompt", ""), _MOST_PROMPT),
-    }
+    """Keep what the model said to a chosen question under a control or a probe, which may ask several times."""
+    said = chosen.under.setdefault(record["control"], [])
+    if len(said) < _MOST_TIMES:
+        told = {"answer": cut(record["answer"], _MOST_TEXT), "prompt": cut(record.get("prompt", ""), _MOST_PROMPT)}
+        said.append(told | {"consistent": record.get("consistent")})
 
 
 class Pictures:
@@ -188,7 +188,8 @@ def card(name: str, entry: Mapping[str, Any], one: Chosen, picture: Mapping[str,
     """Return what the page shows of one answer."""
     record = one.record
     truth, prompt = record["reference"], cut(record["prompt"], _MOST_PROMPT)
-    names = {control: label for control, label in (CONTROLS | PROBES).items() if control in one.under}
+    # The majority's guess is no word of the model.
+    names = {key: label for key, label in (CONTROLS | PROBES).items() if key in one.under and key != "majority"}
     return {
         "task": name,
         "title": entry["title"],
@@ -204,17 +205,7 @@ def card(name: str, entry: Mapping[str, Any], one: Chosen, picture: Mapping[str,
         "truth": cut(truth, _MOST_TEXT) if isinstance(truth, str) else None,
         "prompt": prompt,
         "picture": picture,
-        "controls": [
-            {"key": key, "name": label, **one.under[key]}
-            for key, label in names.items()
-            if key in CONTROLS and key != "majority"  # no words of the model
-        ],
-        "probes": [{"name": label, **one.under[key]} for key, label in names.items() if key in PROBES],
-        "prompts": [
-            (label, said)
-            for key, label in names.items()
-            if (said := one.under[key]["prompt"]) and said != prompt and key != "shuffled_image"
-        ],
+        "under": [{"key": key, "name": label, **said} for key, label in names.items() for said in one.under[key]],
     }
 
 
