@@ -62,6 +62,10 @@ class _PassingError(Exception):
         self.wait = wait
 
 
+class _StoppedError(Exception):
+    """A request that was given up because another one showed that there is no hope."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where to ask, and how patiently.
@@ -158,18 +162,14 @@ class Endpoint:
                 for place, request in enumerate(requests)
             }
             for done in as_completed(places):
-                if done.cancelled():
-                    continue
                 error = done.exception()
                 if error is None:
                     yield places[done], done.result()
                 elif isinstance(error, EngineError):
                     failure = failure or error
-                    stopped.set()
-                    pool.shutdown(wait=False, cancel_futures=True)
                 elif isinstance(error, ValueError):
                     yield places[done], error
-                else:
+                elif not isinstance(error, _StoppedError):
                     raise error
         finally:
             stopped.set()
@@ -185,23 +185,32 @@ class Endpoint:
         settings: dict[str, Any],
         stopped: threading.Event,
     ) -> str:
-        """Return the answer to one request, tried again while there is hope."""
+        """Return the answer to one request, tried again while there is hope.
+
+        Without hope it stops the others: what is under way may still succeed, what has not begun will not begin.
+        """
+        if stopped.is_set():
+            raise _StoppedError
         body = {**settings, "messages": request()}
-        for attempt in range(self.retries + 1):
-            if stopped.is_set():
-                raise EngineError(f"{self.name}: stopped")
-            try:
-                return self._try(client, body)
-            except _PassingError as error:
-                if attempt == self.retries:
-                    raise EngineError(
-                        f"{self.name} failed {attempt + 1} times, last: {error}. Answers so far are kept; the same "
-                        "evaluation started again asks for the rest"
-                    ) from error
-                wait = min(self.backoff * 2**attempt, _LONGEST_WAIT) * (0.5 + random.random() / 2)
-                _LOG.info("%s: %s; trying again", self.name, error)
-                stopped.wait(min(max(wait, error.wait), _LONGEST_WAIT))
-        raise EngineError(f"{self.name}: stopped")
+        try:
+            for attempt in range(self.retries):
+                try:
+                    return self._try(client, body)
+                except _PassingError as error:
+                    wait = min(self.backoff * 2**attempt, _LONGEST_WAIT) * (0.5 + random.random() / 2)
+                    _LOG.info("%s: %s; trying again", self.name, error)
+                    if stopped.wait(min(max(wait, error.wait), _LONGEST_WAIT)):
+                        raise _StoppedError from error
+            return self._try(client, body)
+        except _PassingError as error:
+            stopped.set()
+            raise EngineError(
+                f"{self.name} failed {self.retries + 1} times, last: {error}. Answers so far are kept; the same "
+                "evaluation started again asks for the rest"
+            ) from error
+        except EngineError:
+            stopped.set()
+            raise
 
     def _try(self, client: httpx2.Client, body: dict[str, Any]) -> str:
         import httpx2
