@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 import phantom
 from medmvl.core.atomic import DiskFullError
-from medmvl.imaging import cache, shards, workers
+from medmvl.imaging import cache, content, shards, workers
 from medmvl.imaging.cache import PreparedStore, entry_bytes
 from medmvl.imaging.fill import Outcome, prepare_all
 from medmvl.imaging.fit import Fitted, fit_volume
@@ -48,7 +48,7 @@ def _never(path: str | Path) -> Volume:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let files that were written a moment ago count as unchanged since long."""
-    monkeypatch.setattr(cache, "_SETTLED", -(10**9))
+    monkeypatch.setattr(content, "_SETTLED", -(10**9))
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_the_fragment_counts(volume: str, tmp_path: Path) -> None:
 def test_a_changed_file_is_prepared_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
     """Same path, same size, same time of modification; changed long after, or right after it was cached."""
     if old:
-        monkeypatch.setattr(cache, "_SETTLED", -(10**9))
+        monkeypatch.setattr(content, "_SETTLED", -(10**9))
     path = phantom.write(tmp_path / "a.nii")
     before = path.stat()
     store = PreparedStore(tmp_path / "cache")
@@ -427,7 +427,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureF
     store = PreparedStore(tmp_path / "file" / "cache")
     for path in paths:
         assert _same(store.fitted(path, SPEC), fit_volume(read_volume(path), SPEC))
-    (told,) = [one.getMessage() for one in caplog.records if one.name == cache.__name__]
+    (told,) = [one.getMessage() for one in caplog.records if one.name == content.__name__]
     assert "run.prepared=null" in told
 
 
@@ -446,7 +446,7 @@ def test_a_folder_that_may_only_be_read(
     store.fitted(paths[0], SPEC, _never)
     for path in paths:
         assert _same(store.fitted(path, SPEC), fit_volume(read_volume(path), SPEC))
-    (told,) = [one.getMessage() for one in caplog.records if one.name == cache.__name__]
+    (told,) = [one.getMessage() for one in caplog.records if one.name == content.__name__]
     assert "Permission denied" in told
     with pytest.raises(DiskFullError, match="Permission denied"):
         PreparedStore(tmp_path / "cache", strict=True).prepare(paths[1], SPEC)

@@ -12,6 +12,7 @@ import threading
 import uuid
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +76,11 @@ class _Writer:
         self._index.close()
 
 
+def _size(line: Mapping[str, Any]) -> int:
+    """Return the bytes of an array, given what its index line says."""
+    return math.prod(line["shape"]) * np.dtype(line["dtype"]).itemsize
+
+
 def _write(file: Any, data: memoryview) -> None:
     done = 0
     while done < len(data):
@@ -136,6 +142,18 @@ class Shards:
             )
             self._places.pop(key, None)
         return None
+
+    def count(self, key: str) -> int:
+        """Return how often a key's array was stored, as far as `get` knows; no array is looked at."""
+        return len(self._places.get(key, ()))
+
+    def let_go(self, key: str) -> None:
+        """Ask the system to keep nothing of a key's arrays in memory, so that the next look at them reads the disk."""
+        for place in self._places.get(key, ()) if hasattr(os, "posix_fadvise") else ():
+            line = json.loads(place.line)
+            with suppress(OSError), (self.folder / f"{place.shard}.bin").open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), line["at"], _size(line), os.POSIX_FADV_DONTNEED)
+            self._sound.discard(place)
 
     def note(self, key: str) -> str | None:
         """Return the note of a key, or None."""
@@ -214,18 +232,16 @@ class Shards:
 
     def _map(self, place: _Place, line: Mapping[str, Any]) -> np.ndarray | None:
         """Return an array as it lies on the disk, or None when it is gone, cut off or damaged."""
-        dtype, shape = np.dtype(line["dtype"]).newbyteorder("<"), line["shape"]
-        size = math.prod(shape) * dtype.itemsize
         try:
             with (self.folder / f"{place.shard}.bin").open("rb", buffering=0) as file:
-                mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=line["at"])
+                mapped = mmap.mmap(file.fileno(), _size(line), access=mmap.ACCESS_READ, offset=line["at"])
         except (OSError, ValueError):  # ValueError: the file ends before
             return None
         if place not in self._sound:
             if zlib.crc32(mapped) != line["crc"]:
                 return None
             self._sound.add(place)
-        return np.frombuffer(mapped, dtype).reshape(shape)
+        return np.frombuffer(mapped, np.dtype(line["dtype"]).newbyteorder("<")).reshape(line["shape"])
 
     def _alone(self) -> threading.RLock:
         """Return the lock of this process, after taking leave of what a forked child has inherited."""
