@@ -40,7 +40,8 @@ def samples(seed):
     """Text-only, one-image, two-image and multi-turn samples, several about the same images."""
     rng = np.random.default_rng(seed)
     media = {
-        key: SimpleNamespace(tower="image", key=key, token=TOKEN, num_tokens=TOKENS, question=None) for key in "abc"
+        key: SimpleNamespace(tower="image", key=key, token=TOKEN, num_tokens=TOKENS, question=None, kept=None)
+        for key in "abc"
     }
 
     def words(count):

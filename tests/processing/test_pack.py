@@ -189,6 +189,7 @@ def test_text_only_rows_carry_no_pixels() -> None:
         "logit_index",
         "targets",
         "questions",
+        "features",
     }
     assert batch.to("cpu").sample_ids == ["t"]
 

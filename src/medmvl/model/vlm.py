@@ -26,12 +26,18 @@ class Tower(nn.Module):
         """Tokens that one medium becomes in the LLM's row."""
         return self.connector.num_tokens
 
-    def forward(self, pixels: Tensor, **question: Tensor) -> Tensor:
-        """Return [M, num_tokens, width of the LLM] of prepared pixels [M, C, ...].
+    def forward(self, pixels: Tensor | None = None, features: Tensor | None = None, **question: Tensor) -> Tensor:
+        """Return [M, num_tokens, width of the LLM].
 
-        An encoder that reads the question (`reads_text`) takes it as further tensors.
+        Args:
+            pixels: prepared, [M, C, ...].
+            features: instead of pixels, what the encoder made of them before: [M, tokens, its width].
+            question: for an encoder that reads it (`reads_text`).
         """
-        return self.connector(self.encoder(pixels, **question))
+        if features is None:
+            return self.connector(self.encoder(pixels, **question))
+        weight = next(self.connector.parameters(), features)
+        return self.connector(features.to(weight.dtype))
 
 
 class VLMOutput(NamedTuple):
@@ -95,6 +101,7 @@ class VLM(nn.Module):
         targets: Tensor,
         normalizer: float | Tensor | None = None,
         questions: Mapping[str, Mapping[str, Tensor]] | None = None,
+        features: Mapping[str, Tensor] | None = None,
     ) -> VLMOutput:
         """Compute the loss of one flat row of N tokens.
 
@@ -110,11 +117,13 @@ class VLM(nn.Module):
             normalizer: what the summed loss is divided by, usually the supervised tokens of the whole optimizer step;
                 None for the sum.
             questions: tower that reads the question -> what its encoder takes beside the pixels.
+            features: tower -> [M, tokens, width] of its encoder, made before; such a tower has no pixels, and its
+                encoder does not run.
 
         Raises:
             ValueError: media and places do not match, or the LLM cannot run this row packed.
         """
-        logits = self.logits(ids, positions, layout, pixels, media_positions, logit_index, questions)
+        logits = self.logits(ids, positions, layout, pixels, media_positions, logit_index, questions, features)
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         loss = losses.sum() if normalizer is None else losses.sum() / normalizer
         return VLMOutput(loss, losses, logits)
@@ -128,9 +137,10 @@ class VLM(nn.Module):
         media_positions: Mapping[str, Tensor],
         logit_index: Tensor,
         questions: Mapping[str, Mapping[str, Tensor]] | None = None,
+        features: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Return the logits [S, vocabulary] at `logit_index`; arguments and errors as for `forward`."""
-        embeddings = self.embed(ids, pixels, media_positions, questions)
+        embeddings = self.embed(ids, pixels, media_positions, questions, features)
         if not self.packable:
             return self._alone(embeddings, layout, logit_index)
         self._check_length(layout)
@@ -149,15 +159,19 @@ class VLM(nn.Module):
         pixels: Mapping[str, Tensor],
         media_positions: Mapping[str, Tensor],
         questions: Mapping[str, Mapping[str, Tensor]] | None = None,
+        features: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Return the embeddings [1, N, width] of a row, media in place.
 
         Raises:
             ValueError: media and places do not match, or an id is neither a word nor a medium's place.
         """
-        if not set(media_positions) <= set(pixels) <= set(self.towers):
+        features = features or {}
+        shown = {*pixels, *features}
+        if not set(media_positions) <= shown <= set(self.towers) or set(pixels) & set(features):
             raise ValueError(
-                f"places for {sorted(media_positions)} need pixels, and pixels for {sorted(pixels)} need a tower; "
+                f"places for {sorted(media_positions)} need pixels or features, one of them, and those for "
+                f"{sorted(shown)} need a tower; "
                 f"the model's towers: {', '.join(self.towers) or 'none'}"
             )
         places = torch.cat([ids.new_empty(0), *media_positions.values()])
@@ -170,17 +184,17 @@ class VLM(nn.Module):
                 "rows) nor a medium's place: a placeholder without its image?"
             ) from error
         # In the model's own order, not in that of the row: under sharding all ranks must call the towers alike.
-        for name in (name for name in self.towers if name in pixels):
-            media = self.towers[name](pixels[name], **(questions or {}).get(name, {}))
-            features = media.flatten(0, 1)
+        for name in (name for name in self.towers if name in shown):
+            media = self.towers[name](pixels.get(name), features.get(name), **(questions or {}).get(name, {}))
+            tokens = media.flatten(0, 1)
             where = media_positions.get(name)
             if where is None or len(where) == 0:
-                embeddings = embeddings + (features.sum() * 0).to(embeddings.dtype)
-            elif len(where) == len(features):
-                embeddings = embeddings.index_copy(1, where, features[None].to(embeddings.dtype))
+                embeddings = embeddings + (tokens.sum() * 0).to(embeddings.dtype)
+            elif len(where) == len(tokens):
+                embeddings = embeddings.index_copy(1, where, tokens[None].to(embeddings.dtype))
             else:
                 raise ValueError(
-                    f"tower {name!r}: {len(media)} media give {len(features)} tokens, "
+                    f"tower {name!r}: {len(media)} media give {len(tokens)} tokens, "
                     f"but the row has {len(where)} places for them"
                 )
         return embeddings

@@ -22,6 +22,7 @@ class Batch:
         layout: which tokens attend to which.
         pixels: tower -> float32 [M, C, ...], one per medium and group, in the order of their placeholders; for a tower
             that reads the question [U, C, ...], each view once.
+        features: tower whose encoder's features are kept -> [M, tokens, width] in place of pixels.
         media_positions: tower -> long [M * num_tokens], flat indices of the placeholders.
         logit_index: long [S], flat index of the token that predicts target s. The last token of a prefix predicts the
             first target of several branches, and is then listed several times.
@@ -41,6 +42,7 @@ class Batch:
     owner: torch.Tensor
     sample_ids: list[str]
     questions: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    features: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def num_supervised(self) -> int:
@@ -55,7 +57,7 @@ class Batch:
 
         tensors = ("ids", "positions", "logit_index", "targets", "owner")
         changes: dict[str, Any] = {name: move(getattr(self, name)) for name in tensors}
-        for name in ("pixels", "media_positions"):
+        for name in ("pixels", "features", "media_positions"):
             changes[name] = {tower: move(tensor) for tower, tensor in getattr(self, name).items()}
         changes["questions"] = {
             tower: {name: move(tensor) for name, tensor in asked.items()} for tower, asked in self.questions.items()
@@ -64,8 +66,8 @@ class Batch:
 
     def model_inputs(self) -> dict[str, Any]:
         """Return the keyword arguments of the model's forward."""
-        names = ("ids", "positions", "layout", "pixels", "media_positions", "logit_index", "targets", "questions")
-        return {name: getattr(self, name) for name in names}
+        names = ("ids", "positions", "layout", "pixels", "media_positions", "logit_index", "targets")
+        return {name: getattr(self, name) for name in (*names, "questions", "features")}
 
 
 def load_pixels(media: Media) -> np.ndarray:
@@ -78,7 +80,7 @@ def collate(row: Row, load: Callable[[Media], np.ndarray] = load_pixels) -> Batc
 
     Args:
         row: what `pack` returned.
-        load: how to get a medium's pixels, float32 [C, H, W] or [C, D, H, W]; replaced for blank-image controls.
+        load: how to get a medium's pixels, float32 [C, H, W] or [C, D, H, W], where it has no features.
 
     Raises:
         SampleError: a file cannot be read.
@@ -93,8 +95,11 @@ def collate(row: Row, load: Callable[[Media], np.ndarray] = load_pixels) -> Batc
     if (before[learned] < 0).any():
         raise ValueError(f"row of {row.sample_ids}: a first token is to be learned, but nothing comes before it")
     media, media_positions = _media(row, ids)
-    questions, pixels = {}, {}
+    questions, pixels, features = {}, {}, {}
     for tower, shown in media.items():
+        if shown[0].kept is not None:
+            features[tower] = torch.from_numpy(np.stack([medium.features for medium in shown]))
+            continue
         if shown[0].question is not None:
             views = {medium.key: medium for medium in shown}
             source = [list(views).index(medium.key) for medium in shown]
@@ -112,6 +117,7 @@ def collate(row: Row, load: Callable[[Media], np.ndarray] = load_pixels) -> Batc
         owner=torch.from_numpy(owner[learned]),
         sample_ids=list(row.sample_ids),
         questions=questions,
+        features=features,
     )
 
 

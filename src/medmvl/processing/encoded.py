@@ -8,6 +8,7 @@ import numpy as np
 from medmvl.core.schema import Meta, SampleError
 from medmvl.imaging.augment import Augmentation, augment, augment_volume
 from medmvl.imaging.cache import PreparedStore
+from medmvl.imaging.features import Frame, Kept
 from medmvl.imaging.fit import fit_volume
 from medmvl.imaging.geometry import chain, identity
 from medmvl.imaging.mirror import mirrored_picture, mirrored_volume
@@ -45,9 +46,10 @@ class Media:
     `key` tells equal views apart from others: tower and path, whether it is blank or mirrored, and the seed if it is
     augmented. `token` is the placeholder's id, which stands `num_tokens` times in the ids. `question` is what a tower
     that reads text reads beside the view, in ids of its own tokenizer; None for all other towers. `store` saves fitting
-    volumes again; it changes no value. A `blank` one has the frame of its file, and even grey in place of what the file
-    shows. A `mirrored` one shows left and right swapped; boxes stay in the frame of the file as it lies on disk: one in
-    a question is written where the mirror shows it, one that was found in the mirror lies where the file has it.
+    volumes again, and `kept` reading files and running the encoder; neither changes a value. A `blank` one has the
+    frame of its file, and even grey in place of what the file shows. A `mirrored` one shows left and right swapped;
+    boxes stay in the frame of the file as it lies on disk: one in a question is written where the mirror shows it, one
+    that was found in the mirror lies where the file has it.
     """
 
     tower: str
@@ -63,6 +65,7 @@ class Media:
     store: PreparedStore | None = None
     blank: bool = False
     mirrored: bool = False
+    kept: Kept | None = None
     plain: "Media | None" = None
     """The same medium without a question, which holds the view for all questions about it."""
 
@@ -84,6 +87,49 @@ class Media:
         except (ValueError, OSError) as error:
             raise SampleError(str(error).removeprefix(f"{self.path}: "), self.sample_id, self.path) from error
         return replace(view, pixels=blank(self.spec)) if self.blank else view
+
+    @property
+    def features(self) -> np.ndarray:
+        """What the tower's encoder made of the view, [tokens, width], as it is kept.
+
+        Raises:
+            SampleError: as `view`, or nothing is kept about the file as it is now.
+        """
+        return self._found[0]
+
+    @property
+    def frame(self) -> Frame:
+        """How the view lies in the file; known without reading it where features are kept.
+
+        Raises:
+            SampleError: as `view` and `features`.
+        """
+        return Frame(self.view.affine, self.view.file_size) if self.kept is None else self._found[1]
+
+    @property
+    def shown(self) -> np.ndarray:
+        """What the tower takes: the features where they are kept, else the pixels.
+
+        Raises:
+            SampleError: as `view` and `features`.
+        """
+        return self.view.pixels if self.kept is None else self.features
+
+    @property
+    def manner(self) -> str:
+        """How the file is shown, for the key of its features."""
+        return "blank" * self.blank + "mirrored" * self.mirrored
+
+    @cached_property
+    def _found(self) -> tuple[np.ndarray, Frame]:
+        if self.kept is None:
+            raise ValueError(f"no features of {self.path} are kept")
+        try:
+            return self.kept.load(self.path, self.manner, lambda: self.view)
+        except SampleError:
+            raise
+        except (ValueError, OSError) as error:
+            raise SampleError(str(error).removeprefix(f"{self.path}: "), self.sample_id, self.path) from error
 
     def _picture(self) -> View:
         picture = read_picture(self.path)

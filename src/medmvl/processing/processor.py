@@ -19,6 +19,7 @@ from medmvl.core.boxes import BoxFormat, Coords
 from medmvl.core.schema import BoxRef, Message, Sample, SampleError, Text
 from medmvl.imaging.augment import Augmentation
 from medmvl.imaging.cache import PreparedStore
+from medmvl.imaging.features import Kept
 from medmvl.imaging.geometry import beyond, invert, transform_box
 from medmvl.imaging.spec import VisionSpec
 from medmvl.processing.encoded import IGNORE, Branch, Encoded, Media, Seed
@@ -66,6 +67,7 @@ class Processor:
         shorten: what to do with a longer one: None refuses it, "text" cuts the end of the longest text in its last
             answer and last question; image tokens and the end mark always stay.
         store: where fitted volumes are kept between uses; it changes no value, and is not saved with the processor.
+        kept: tower -> the features that stand in for its media; not saved either.
 
     Raises:
         ValueError: two towers share a kind or a placeholder, or the template does not fit the tokenizer.
@@ -80,6 +82,7 @@ class Processor:
         box_format: BoxFormat | None = None,
         shorten: Literal["text"] | None = None,
         store: PreparedStore | None = None,
+        kept: Mapping[str, Kept] | None = None,
     ) -> None:
         if shorten not in (None, "text"):
             raise ValueError(f"shorten is 'text' or None, got {shorten!r}")
@@ -87,7 +90,7 @@ class Processor:
         self.towers = dict(towers or {})
         self.max_tokens, self.shorten = max_tokens, shorten
         self.box_format = box_format or BoxFormat()
-        self.store = store
+        self.store, self.kept = store, dict(kept or {})
         self._tower_of = {tower.kind: name for name, tower in self.towers.items()}
         if len(self._tower_of) < len(self.towers):
             raise ValueError(
@@ -124,11 +127,11 @@ class Processor:
         if sample.messages[-1].role != "assistant":
             raise SampleError("it ends without an answer: nothing to learn; to ask the model, use prompt()", sample.id)
         try:
-            encoded = self._encode(sample, self._media(sample, augmentation, seed, pool), answered=True)
+            encoded = self._encode(sample, self.media(sample, augmentation, seed, pool), answered=True)
         except _OutOfSightError:
             if augmentation is None:
                 raise
-            encoded = self._encode(sample, self._media(sample, None, (), pool), answered=True)
+            encoded = self._encode(sample, self.media(sample, pool=pool), answered=True)
         if not any((branch.labels != IGNORE).any() for branch in encoded.branches):
             raise SampleError("its answers are empty: nothing to learn", sample.id)
         return encoded
@@ -141,7 +144,7 @@ class Processor:
         Raises:
             SampleError: as `encode`.
         """
-        return self._encode(sample.prompt(), self._media(sample, None, (), pool), answered=False)
+        return self._encode(sample.prompt(), self.media(sample, pool=pool), answered=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of an answer, without control tokens and outer whitespace."""
@@ -165,12 +168,45 @@ class Processor:
         Raises:
             SampleError: the sample has no such media, or it cannot be read.
         """
-        shown = self._media(sample, None, (), None)
+        shown = self.media(sample)
         if not 0 <= media < len(shown):
             raise SampleError(f"it has {len(shown)} media, number {media} was asked for", sample.id)
-        view, extent = shown[media].view, shown[media].spec.size[::-1]
-        back = invert(view.affine)
-        return [transform_box(box, back, view.file_size) for box in self.box_format.parse_boxes(text, extent)]
+        frame, extent = shown[media].frame, shown[media].spec.size[::-1]
+        back = invert(frame.affine)
+        return [transform_box(box, back, frame.file_size) for box in self.box_format.parse_boxes(text, extent)]
+
+    def media(
+        self,
+        sample: Sample,
+        augmentation: Augmentation | None = None,
+        seed: Seed = (),
+        pool: dict[str, Media] | None = None,
+    ) -> tuple[Media, ...]:
+        """Return the sample's media in reading order, unread; arguments as for `encode`.
+
+        Raises:
+            SampleError: it shows a kind of media that no tower takes.
+        """
+        pool = {} if pool is None else pool
+        keys = []
+        paths = sample.media_key
+        for part in sample.media:
+            name = self._tower_of.get(part.type)
+            if name is None:
+                have = ", ".join(sorted(self._tower_of)) or "text only"
+                raise SampleError(f"it shows one {part.type}, but the model takes: {have}", sample.id, part.path)
+            own_seed = (*seed, paths.index(part.path))
+            key = f"{name}:{part.path}" if augmentation is None else f"{name}:{part.path}@{own_seed}"
+            key += " blank" * part.blank + " mirrored" * part.mirrored
+            keys.append(key)
+            if key not in pool:
+                tower, token = self.towers[name], self.placeholder_ids[name]
+                kept = self.kept.get(name) if augmentation is None else None
+                pool[key] = Media(
+                    name, key, token, tower.num_tokens, part.path, sample.id, tower.spec, augmentation, own_seed,
+                    store=self.store, blank=part.blank, mirrored=part.mirrored, kept=kept,
+                )  # fmt: skip
+        return tuple(pool[key] for key in keys)
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer's files, template.jinja and processor.json into a folder; `load` needs nothing else."""
@@ -238,29 +274,6 @@ class Processor:
             box_format=BoxFormat(**state["boxes"]) if "boxes" in state else BoxFormat(state["box_scale"]),
             shorten=state["shorten"],
         )
-
-    def _media(
-        self, sample: Sample, augmentation: Augmentation | None, seed: Seed, pool: dict[str, Media] | None
-    ) -> tuple[Media, ...]:
-        pool = {} if pool is None else pool
-        keys = []
-        paths = sample.media_key
-        for part in sample.media:
-            name = self._tower_of.get(part.type)
-            if name is None:
-                have = ", ".join(sorted(self._tower_of)) or "text only"
-                raise SampleError(f"it shows one {part.type}, but the model takes: {have}", sample.id, part.path)
-            own_seed = (*seed, paths.index(part.path))
-            key = f"{name}:{part.path}" if augmentation is None else f"{name}:{part.path}@{own_seed}"
-            key += " blank" * part.blank + " mirrored" * part.mirrored
-            keys.append(key)
-            if key not in pool:
-                tower, token = self.towers[name], self.placeholder_ids[name]
-                pool[key] = Media(
-                    name, key, token, tower.num_tokens, part.path, sample.id, tower.spec, augmentation, own_seed,
-                    store=self.store, blank=part.blank, mirrored=part.mirrored,
-                )  # fmt: skip
-        return tuple(pool[key] for key in keys)
 
     def _encode(self, sample: Sample, media: tuple[Media, ...], answered: bool) -> Encoded:
         try:
@@ -355,7 +368,7 @@ class Processor:
                 shown.path,
             )
         self._check_frame(index, box.coords, shown, sample.id)
-        coords = transform_box(box.coords, shown.view.affine, size)
+        coords = transform_box(box.coords, shown.frame.affine, size)
         if _flat(coords) and not _flat(box.coords):
             message = f"box {index} {box.coords} lies outside of what the encoder sees"
             raise _OutOfSightError(message, sample.id, shown.path)
@@ -363,7 +376,7 @@ class Processor:
 
     def _check_frame(self, index: int, coords: Coords, shown: Media, sample_id: str) -> None:
         """Refuse a box that is not in its file's own frame: in millimetres, or with y or z first."""
-        size = shown.view.file_size
+        size = shown.frame.file_size
         past = beyond(coords, size)
         if not past:
             return
