@@ -79,5 +79,7 @@ def test_wheel_lists_all_recipes_and_templates(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     names = [p.stem for p in (ROOT / "src/medmvl/recipes").glob("[!_]*.yaml")]
     names += [p.stem for p in (ROOT / "src/medmvl/processing/templates").glob("*.jinja")]
+    names += [p.stem for p in (ROOT / "src/medmvl/eval/suites").glob("*.yaml")]
+    names += [p.name for p in (ROOT / "src/medmvl/eval/tasks").iterdir() if p.is_dir()]
     missing = [name for name in names if name not in done.stdout]
     assert names and not missing, f"not listed from the wheel: {missing}\n{done.stdout}"

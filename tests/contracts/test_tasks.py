@@ -4,6 +4,7 @@ The data sets are the small ones in their official layout (tests/adapter_root.py
 the embedded benchmark. They are asked by a model that knows every answer, and by one that says nothing.
 """
 
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -180,6 +181,25 @@ def test_suites_show_metrics_that_their_tasks_have(name: str) -> None:
     assert name not in NAMES
     if name in group_names():
         assert set(suite.tasks) == {task for task in NAMES if task.startswith(f"{name}/")}
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_a_suite_is_one_command_and_one_table(name: str, data: Path, tmp_path: Path) -> None:
+    """Everything known: every column that can be computed here says 100, beside what was published."""
+    tasks = [task.model_copy(update={"controls": ["majority"], "probes": []}) for task in load_tasks(name)]
+    samples = [sample for task in tasks for sample in Trial.load(task, [data]).samples.values()]
+    evaluate(Oracle(samples, True), tasks, tmp_path, roots=[data], resamples=5)
+    with (tmp_path / f"table_{name}.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["kind"] for row in rows[:2]] == ["measured", "count"]
+    scores = json.loads((tmp_path / "scores.json").read_text("utf-8"))["tasks"]
+    for column in load_suite(name).columns:
+        if column.metric in scores[column.task]["unavailable"]:
+            assert column.metric in ("bertscore_f1", "meteor_hf") and rows[0][column.label] == ""
+        elif column.metric != "meteor_hf":  # which is below 1 for equal texts of few words
+            assert rows[0][column.label] == "100", column.label
+    published = baselines(load_suite(name))
+    assert len(rows) == 2 + (0 if published is None else len(published.systems))
 
 
 @pytest.mark.parametrize("name", suite_names())

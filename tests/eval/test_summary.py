@@ -13,7 +13,7 @@ from medmvl.core.config import ConfigError
 from medmvl.core.lookup import LookupNameError
 from medmvl.eval.formats import Grid, comma_separated, latex, markdown, print_grid
 from medmvl.eval.suite import Suite, baselines, load_suite, suite_names
-from medmvl.eval.summary import Run, complete_suites, read_runs, suite_grid, task_grid, write_tables
+from medmvl.eval.summary import Run, completed, read_runs, suite_grid, task_grid, write_tables
 from medmvl.eval.task import load_tasks
 
 
@@ -197,13 +197,13 @@ def test_tables_are_written_beside_the_scores(tmp_path: Path) -> None:
         task.replace("/", "__"): entry(task, **{c.metric: 0.5 for c in suite.columns if c.task == task})
         for task in suite.tasks
     })  # fmt: skip
-    assert [one.name for one in complete_suites(whole.scores)] == ["m3d_bench"]
+    assert list(completed(whole.scores)) == ["m3d_bench"]
     (tmp_path / "scores.json").write_text(json.dumps(whole.scores))
     files = {file.name for file in write_tables(tmp_path)}
     assert files == {f"{name}.{suffix}" for name in ("table", "table_m3d_bench") for suffix in ("md", "tex", "csv")}
     assert "M3D-LaMed" in (tmp_path / "table_m3d_bench.md").read_text("utf-8")
     assert "M3D-LaMed" not in (tmp_path / "table.md").read_text("utf-8")
-    assert not complete_suites(OURS.scores)
+    assert not completed(OURS.scores)
 
 
 def test_a_narrow_screen_turns_the_table_and_keeps_its_numbers() -> None:

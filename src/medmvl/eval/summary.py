@@ -121,9 +121,11 @@ def task_grid(runs: Sequence[Run], *, controls: bool = False) -> Grid:
     return Grid(title, "task", tuple(headings), tuple(rows), tuple(notes))
 
 
-def complete_suites(scores: Mapping[str, Any]) -> list[Suite]:
-    """Return the shipped suites of which an evaluation holds every task."""
-    return [suite for suite in map(load_suite, suite_names()) if set(suite.tasks) <= set(scores["tasks"])]
+def completed(scores: Mapping[str, Any]) -> dict[str, Grid]:
+    """Return the tables of the shipped suites of which an evaluation holds every task, with what was published."""
+    run = Run(one_line(str(scores["provenance"]["model"])), scores)
+    suites = [suite for suite in map(load_suite, suite_names()) if set(suite.tasks) <= set(run.tasks)]
+    return {suite.name: suite_grid([run], suite, reported=True) for suite in suites}
 
 
 def write_tables(folder: str | Path) -> list[Path]:
@@ -138,7 +140,7 @@ def write_tables(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     runs = read_runs([folder / SCORES])
     grids = {"table": task_grid(runs, controls=True)}
-    grids |= {f"table_{s.name}": suite_grid(runs, s, reported=True) for s in complete_suites(runs[0].scores)}
+    grids |= {f"table_{name}": grid for name, grid in completed(runs[0].scores).items()}
     files = []
     for name, grid in grids.items():
         for suffix, write in FORMATS.items():

@@ -126,8 +126,13 @@ def evaluate(
     )
     if speaks():
         from medmvl.cli.screen import console
+        from medmvl.eval.formats import print_grid
+        from medmvl.eval.summary import completed
 
         print_table(scores, console())
+        for grid in completed(scores).values():
+            typer.echo()
+            print_grid(grid, console())
         typer.echo(f"report: {out / 'report.html'}")
 
 
