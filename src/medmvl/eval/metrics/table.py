@@ -104,6 +104,11 @@ METRICS = {
     "ct_label_f1_weighted18": "medmvl.eval.metrics.radbert:CT_LABELS",
     "green": "medmvl.eval.metrics.green:GREEN",
     "green_unparsed": "medmvl.eval.metrics.green:GREEN",
+    "judge_score": "medmvl.eval.metrics.judge:JUDGE",
+    "judge_unparsed": "medmvl.eval.metrics.judge:JUDGE",
+    "judge_agreement_exact": "medmvl.eval.metrics.judge:JUDGE",
+    "judge_kappa_quadratic": "medmvl.eval.metrics.judge:JUDGE",
+    "judge_alpha_interval": "medmvl.eval.metrics.judge:JUDGE",
 }
 """`name -> "module:attribute"` of a function (prediction, reference) -> float for one sample, or of a `Family`."""
 
