@@ -55,7 +55,7 @@ def read_runs(named: Sequence[str | Path]) -> list[Run]:
     """
     given = [_split(str(one)) for one in named]
     found = [Run(name, *_read(Path(path))) for name, path in given]
-    own = [run.name or one_line(str(run.scores["provenance"]["model"])) for run in found]
+    own = [run.name or _short(one_line(str(run.scores["provenance"]["model"]))) for run in found]
     runs = []
     for run, name, (_, path) in zip(found, own, given, strict=True):
         told = run.name or (name if own.count(name) == 1 else f"{name} ({one_line(path)})")
@@ -272,6 +272,13 @@ def _headline(run: Run, runs: Sequence[Run], condition: str) -> str:
     if not condition:
         return "score" if len(runs) == 1 else run.name
     return CONTROLS[condition] if len(runs) == 1 else f"{run.name}, {CONTROLS[condition]}"
+
+
+def _short(model: str) -> str:
+    """Return a model's address for tables: a long path goes by its last two parts ("a/b/c" -> "b/c")."""
+    engine, colon, path = model.rpartition(":")
+    parts = Path(path).parts
+    return model if "#" in model or len(parts) < 3 else f"{engine}{colon}{'/'.join(parts[-2:])}"
 
 
 def _split(named: str) -> tuple[str, str]:
