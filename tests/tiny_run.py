@@ -161,6 +161,7 @@ def recipe(root, *stages, volumes=False, **run):
         "precision": "fp32",
         "data_roots": [str(root / "data")],
         "prepared": str(root / "prepared"),
+        "features": None,
         **run,
     }
     return {"model": model(root, volumes), "stages": copy.deepcopy(list(stages)) or [stage()], "run": settings}

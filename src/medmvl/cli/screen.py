@@ -32,15 +32,6 @@ def console() -> "Console":
     return terminal if terminal.is_terminal else Console(width=_PIPE_WIDTH, highlight=False)
 
 
-def bytes_text(count: float) -> str:
-    """Return a number of bytes for reading: 4194304 -> "4.2 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:,.1f} TB"
-
-
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Yield a function that moves a progress bar on standard error on; without a terminal there is no bar.

@@ -44,3 +44,12 @@ def get_logger(name: str = _ROOT) -> logging.Logger:
         root.addHandler(_Console(rank))
         root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     return root if name == _ROOT else logging.getLogger(name if name.startswith(f"{_ROOT}.") else f"{_ROOT}.{name}")
+
+
+def bytes_text(count: float) -> str:
+    """Return a number of bytes for reading: 4194304 -> "4.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:,.1f} TB"

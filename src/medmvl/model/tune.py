@@ -186,6 +186,12 @@ def merge(module: nn.Module, layers: Sequence[str] | None = None) -> None:
             setattr(module.get_submodule(owner), leaf, layer.get_base_layer())
 
 
+def reached(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that a part's output depends on, those of adapters included."""
+    reachable = _reachable(module)
+    yield from ((name, one) for name, one in module.named_parameters() if _plain(name) in reachable)
+
+
 def rest(part: nn.Module) -> None:
     """Put a part that does not learn into evaluation mode; what it was told to recompute, it recomputes all the same.
 

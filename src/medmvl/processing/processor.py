@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -67,7 +68,6 @@ class Processor:
         shorten: what to do with a longer one: None refuses it, "text" cuts the end of the longest text in its last
             answer and last question; image tokens and the end mark always stay.
         store: where fitted volumes are kept between uses; it changes no value, and is not saved with the processor.
-        kept: tower -> the features that stand in for its media; not saved either.
 
     Raises:
         ValueError: two towers share a kind or a placeholder, or the template does not fit the tokenizer.
@@ -82,7 +82,6 @@ class Processor:
         box_format: BoxFormat | None = None,
         shorten: Literal["text"] | None = None,
         store: PreparedStore | None = None,
-        kept: Mapping[str, Kept] | None = None,
     ) -> None:
         if shorten not in (None, "text"):
             raise ValueError(f"shorten is 'text' or None, got {shorten!r}")
@@ -90,7 +89,9 @@ class Processor:
         self.towers = dict(towers or {})
         self.max_tokens, self.shorten = max_tokens, shorten
         self.box_format = box_format or BoxFormat()
-        self.store, self.kept = store, dict(kept or {})
+        self.store = store
+        self.kept: Mapping[str, Kept] = {}
+        """Tower -> the features that stand in for its media."""
         self._tower_of = {tower.kind: name for name, tower in self.towers.items()}
         if len(self._tower_of) < len(self.towers):
             raise ValueError(
@@ -103,6 +104,12 @@ class Processor:
         ends = {self.template.end_mark, tokenizer.eos_token_id} - {None}
         self.stop_ids: tuple[int, ...] = tuple(sorted(ends))
         """Ids that end an answer: the template's end mark and the tokenizer's end token."""
+
+    def with_kept(self, kept: Mapping[str, Kept]) -> Self:
+        """Return this processor, but with features in place of the media of some towers; not saved with it."""
+        other = copy(self)
+        other.kept = dict(kept)
+        return other
 
     def encode(
         self,

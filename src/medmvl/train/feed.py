@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -21,6 +21,7 @@ from medmvl.processing.pack import Row, arrange
 from medmvl.processing.processor import Processor
 
 _PREFETCHED = 2
+Planned, Ready = TypeVar("Planned"), TypeVar("Ready")
 
 
 class ModelBatch(Protocol):
@@ -74,7 +75,7 @@ class Prepared:
         return sum(batch.num_supervised for batch in self.batches if batch is not None)
 
 
-class Feed(IterableDataset):  # type: ignore[type-arg]
+class Feed(IterableDataset, Generic[Planned, Ready]):  # type: ignore[type-arg]
     """Prepares steps one after the other; in a loader process only every n-th, so that their order never changes.
 
     Args:
@@ -82,10 +83,10 @@ class Feed(IterableDataset):  # type: ignore[type-arg]
         prepare: turns a planned step into what this rank trains on.
     """
 
-    def __init__(self, steps: Callable[[], Iterable[Step]], prepare: Callable[[Step], Prepared]) -> None:
+    def __init__(self, steps: Callable[[], Iterable[Planned]], prepare: Callable[[Planned], Ready]) -> None:
         self._steps, self._prepare = steps, prepare
 
-    def __iter__(self) -> Iterator[Prepared]:
+    def __iter__(self) -> Iterator[Ready]:
         worker = get_worker_info()
         mine, all_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         for number, step in enumerate(self._steps()):
@@ -93,7 +94,7 @@ class Feed(IterableDataset):  # type: ignore[type-arg]
                 yield self._prepare(step)
 
 
-def loader(feed: Feed, workers: int) -> Iterable[Prepared]:
+def loader(feed: Feed[Planned, Ready], workers: int) -> Iterable[Ready]:
     """Return the steps of a feed, prepared ahead by `workers` processes (0: in the loop), in the feed's order."""
     if workers == 0:
         return feed
@@ -217,7 +218,7 @@ class ChatPreparer:
         for group in row.groups:
             try:
                 for medium in group.media:
-                    _ = medium.view
+                    _ = medium.shown
             except SampleError as error:
                 refused += [
                     Refusal(name, text_of(error.path), error.message) for name in dict.fromkeys(group.sample_ids)
@@ -227,15 +228,20 @@ class ChatPreparer:
         return Row(tuple(kept)) if kept else None
 
     def _with_blanks(self, batch: Batch) -> Batch:
-        pixels, places, asked = dict(batch.pixels), dict(batch.media_positions), dict(batch.questions)
+        pixels, features = dict(batch.pixels), dict(batch.features)
+        places, asked = dict(batch.media_positions), dict(batch.questions)
         for name in self.towers:
-            if name not in pixels:
-                tower = self.processor.towers[name]
-                pixels[name] = torch.from_numpy(blank(tower.spec))[None]
-                places[name] = torch.zeros(0, dtype=torch.long)
-                if tower.questions is not None:
-                    asked[name] = questions_of([tower.questions.encode("")], [0])
-        return replace(batch, pixels=pixels, media_positions=places, questions=asked)
+            if name in pixels or name in features:
+                continue
+            tower, kept = self.processor.towers[name], self.processor.kept.get(name)
+            places[name] = torch.zeros(0, dtype=torch.long)
+            if kept is not None:
+                features[name] = torch.from_numpy(kept.blank)[None]
+                continue
+            pixels[name] = torch.from_numpy(blank(tower.spec))[None]
+            if tower.questions is not None:
+                asked[name] = questions_of([tower.questions.encode("")], [0])
+        return replace(batch, pixels=pixels, features=features, media_positions=places, questions=asked)
 
 
 def without_media(sample: Sample) -> Sample:
@@ -268,5 +274,5 @@ def _outlive_signals(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_it_is(value: Prepared) -> Prepared:
+def _as_it_is(value: Ready) -> Ready:
     return value

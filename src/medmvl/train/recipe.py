@@ -158,6 +158,12 @@ class Run(Strict):
         min_length=1,
         description="folder that keeps prepared volumes for all runs; null: prepare them at every use",
     )
+    features: str | None = Field(
+        "runs/features",
+        min_length=1,
+        description="folder that keeps what frozen encoders make of media, for all runs, where that is faster than "
+        "computing it; null: compute it at every use",
+    )
     activation_checkpointing: list[PartPattern] = Field(default_factory=list, description="parts that recompute")
     data_roots: list[str] = Field(
         default_factory=lambda: ["data"], description="folders in which sources are looked up"

@@ -20,12 +20,14 @@ from medmvl.bundle import Bundle
 from medmvl.core.atomic import atomic_file
 from medmvl.core.log import get_logger
 from medmvl.core.processes import start_ranks, wait_for_ranks
+from medmvl.data.mixture import Position
 from medmvl.model import tune
 from medmvl.train import assemble
 from medmvl.train.assemble import EXTRA, Place, Plan
 from medmvl.train.checkpoint import CheckpointError, Checkpoints, Progress, fingerprint, read_progress, read_tensors
+from medmvl.train.features import Features
 from medmvl.train.feed import Refusal
-from medmvl.train.loop import TERMINATED, Loop, Stop, seed_of
+from medmvl.train.loop import TERMINATED, Loop, Stop, Terminated, seed_of
 from medmvl.train.optim import build_optimizer, hold_masters
 from medmvl.train.recipe import Recipe, Stage
 from medmvl.train.strategy import Engine, end_processes, resolve_precision, resolve_strategy, world_size
@@ -44,6 +46,7 @@ _MAY_DIFFER = (
     "trackers",
     "data_roots",
     "prepared",
+    "features",
     "max_refused",
     "strategy",
 )
@@ -189,11 +192,14 @@ class _Run:
             part for part in tune.parts(bundle.model).values() if not any(p.requires_grad for p in part.parameters())
         ]
         engine = Engine(self.strategy, self.precision, stage.clip)
+        if moments is None:
+            progress = _begin_stage(progress, index, plan)
+        features = Features(plan.objective, bundle, stage, run, self.precision, engine)
+        if features.keep(Position(progress.epoch, progress.sample), total - progress.stage_step, self.stop):
+            raise Terminated
         engine.prepare(plan.objective.module, build_optimizer(plan.groups, stage.weight_decay))
         if moments is not None:
             engine.load_moments(moments, progress.stage_step)
-        else:
-            progress = _begin_stage(progress, index, plan)
         self.resumed = None  # the stages that follow start afresh
         names = {name: known for name, known in plan.names.items() if known in trained or known.startswith(EXTRA)}
 

@@ -198,7 +198,7 @@ def _print_prepared(
     """Print what the cache of prepared volumes will take, for a model that takes volumes."""
     import shutil
 
-    from medmvl.cli.screen import bytes_text
+    from medmvl.core.log import bytes_text
     from medmvl.imaging.cache import entry_bytes
 
     size = next((entry_bytes(t.encoder.spec) for t in built.model.towers.values() if t.encoder.spec.is_volume), None)

@@ -316,7 +316,8 @@ def _fill(folder: Path, spec: "VisionSpec", stores: "Sequence[SampleStore]", wor
     """
     from time import monotonic
 
-    from medmvl.cli.screen import bytes_text, progress
+    from medmvl.cli.screen import progress
+    from medmvl.core.log import bytes_text
     from medmvl.imaging.cache import entry_bytes
     from medmvl.imaging.fill import prepare_all
     from medmvl.train.prepared import volumes
