@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -184,38 +184,67 @@ class Bundle:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
-        batch_size: int = 64,
+        batch_size: int = engine.BATCH,
     ) -> list[str]:
         """Answer each sample's last question; an answer the sample already holds is not shown to the model.
 
-        Neighbouring samples about the same media share their prompts' beginning, which is computed once.
-        Greedy answers do not depend on `batch_size`.
-
-        Args:
-            samples: what to answer.
-            max_new_tokens: longest answer, in tokens.
-            temperature: 0 takes the likeliest token; above 0 samples.
-            top_p: when sampling, only from the likeliest tokens that hold this much probability together.
-            seed: of the sampling; each sample draws from its own stream.
-            batch_size: how many answers are written at the same time.
+        Arguments as for `generate_each`.
 
         Raises:
             SampleError: a sample cannot be used; says which and why.
         """
-        answers: list[str] = []
-        for start in range(0, len(samples), batch_size):
-            prompts = self._prompts(samples[start : start + batch_size])
-            ids = engine.generate(
-                self.model, self.processor, prompts, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-            )
-            answers += [self.processor.decode(answer) for answer in ids]
-        return answers
+        answers: dict[int, str] = {}
+        for place, said in self.generate_each(samples, max_new_tokens, temperature, top_p, seed, batch_size):
+            if isinstance(said, SampleError):
+                raise said
+            answers[place] = said
+        return [answers[place] for place in range(len(samples))]
+
+    def generate_each(
+        self,
+        samples: Sequence[Sample],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = engine.BATCH,
+    ) -> Iterator[tuple[int, str | SampleError]]:
+        """Yield (place of a sample, its answer, or why it cannot be used), each as soon as it is finished.
+
+        Samples about the same media, wherever they stand, share their prompts' beginning, which is computed once.
+        Greedy answers do not depend on what is asked beside.
+
+        Args:
+            samples: what to answer, any number of them.
+            max_new_tokens: longest answer, in tokens.
+            temperature: 0 takes the likeliest token; above 0 samples.
+            top_p: when sampling, only from the likeliest tokens that hold this much probability together.
+            seed: of the sampling; each sample draws from its own stream.
+            batch_size: most answers that are written at the same time; fewer where memory has no room for more.
+        """
+        order = _by_media(samples)
+        ids = engine.generate_each(
+            self.model,
+            self.processor,
+            self._prompts([samples[place] for place in order]),
+            max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        for number, said in ids:
+            place = order[number]
+            if isinstance(said, SampleError):  # its medium may have been read for another sample
+                yield place, SampleError(said.message, samples[place].id, said.path)
+            else:
+                yield place, self.processor.decode(said)
 
     def stream(
         self, sample: Sample, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
     ) -> Iterator[str]:
         """Answer one sample piece by piece; the pieces joined are what `generate` returns."""
-        (prompt,) = self._prompts([sample])
+        prompt = self.processor.prompt(sample)
         ids: list[int] = []
         shown = ""
         for token in engine.stream(
@@ -276,28 +305,28 @@ class Bundle:
         return self.score_options_each([sample], [options])[0]
 
     def score_options_each(
-        self, samples: Sequence[Sample], options: Sequence[Sequence[str]], batch_size: int = 64
+        self, samples: Sequence[Sample], options: Sequence[Sequence[str]], batch_size: int = engine.BATCH
     ) -> list[list[float]]:
-        """Return what `score_options` returns for each sample; media that samples share are computed once.
+        """Return what `score_options` returns for each sample; what samples share is computed once.
 
         Args:
             samples: what is asked.
             options: the options of each sample.
-            batch_size: samples whose media are in memory at the same time.
+            batch_size: most samples that are in work at the same time.
 
         Raises:
             SampleError: a sample cannot be used; says which and why.
         """
-        scores: list[list[float]] = []
-        for start in range(0, len(samples), batch_size):
-            batch = slice(start, start + batch_size)
-            prompts = self._prompts(samples[batch])
-            answers = [
-                [self._answer(sample, prompt, option) for option in own]
-                for sample, prompt, own in zip(samples[batch], prompts, options[batch], strict=True)
-            ]
-            scores += engine.score(self.model, self.processor, prompts, answers)
-        return scores
+        order = _by_media(samples)
+
+        def asked() -> Iterator[tuple[Encoded, list[list[int]]]]:
+            for place, prompt in zip(order, self._prompts([samples[place] for place in order]), strict=True):
+                if isinstance(prompt, SampleError):
+                    raise prompt
+                yield prompt, [self._answer(samples[place], prompt, option) for option in options[place]]
+
+        scores = dict(zip(order, engine.score(self.model, asked(), batch_size), strict=True))
+        return [scores[place] for place in range(len(samples))]
 
     def _answer(self, sample: Sample, prompt: Encoded, answer: str) -> list[int]:
         """Return the ids of an answer, as they would be learnt behind this prompt."""
@@ -307,9 +336,17 @@ class Bundle:
         start = prompt.num_tokens
         return [int(i) for i in branch.ids[start:][branch.labels[start:] != IGNORE]]
 
-    def _prompts(self, samples: Sequence[Sample]) -> list[Encoded]:
+    def _prompts(self, samples: Iterable[Sample]) -> Iterator[Encoded | SampleError]:
+        """Yield what is asked as tokens, bit by bit; neighbours share their media."""
         pool: dict[str, Media] = {}
-        return [self.processor.prompt(sample, pool=pool) for sample in samples]
+        for sample in samples:
+            try:
+                prompt = self.processor.prompt(sample, pool=pool)
+            except SampleError as error:
+                yield error
+                continue
+            pool = {medium.key: medium.plain or medium for medium in prompt.media}
+            yield prompt
 
     def _rows(self, encoded: Sequence[Encoded], packed: bool) -> list[Any]:
         """Return the batches on the model's device; an LLM that cannot be packed runs its samples one by one."""
@@ -317,6 +354,12 @@ class Bundle:
         longest = max(self.processor.max_tokens, *(one.num_tokens for one in encoded))
         together, apart = arrange(encoded, longest, self.model.position_limit if packed else 0)
         return [collate(row).to(device) for row in together + apart]
+
+
+def _by_media(samples: Sequence[Sample]) -> list[int]:
+    """Return the places of samples, those about the same media next to each other."""
+    first: dict[tuple[str, ...], int] = {}
+    return sorted(range(len(samples)), key=lambda place: first.setdefault(samples[place].media_key, place))
 
 
 def load(

@@ -9,11 +9,12 @@ import torch
 from transformers import GenerationConfig
 
 from medmvl.infer import engine
+from medmvl.infer.choose import Chooser
 from medmvl.model import attention
 from medmvl.processing.collate import collate
 from medmvl.processing.encoded import IGNORE
 from medmvl.processing.pack import Row, alone
-from tiny_vlm import TOKEN, VOCABULARY, pixels, samples, tiny_config, tiny_vlm
+from tiny_vlm import TOKEN, TOKENS, VOCABULARY, pixels, samples, tiny_config, tiny_vlm
 
 STOP = 5
 WINDOW = {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]}
@@ -41,7 +42,10 @@ def prompts(seed=0):
     found = []
     for sample in samples(seed):
         (branch,) = sample.branches
-        media = tuple(SimpleNamespace(**vars(m), view=SimpleNamespace(pixels=pixels(m))) for m in sample.media)
+        spec = SimpleNamespace(size=(TOKENS, 6), channels=1)
+        media = tuple(
+            SimpleNamespace(**vars(m), spec=spec, view=SimpleNamespace(pixels=pixels(m))) for m in sample.media
+        )
         asked = replace(branch, labels=np.full(len(branch.ids), IGNORE, np.int32))
         found.append(replace(sample, branches=(asked,), media=media))
     return found
@@ -102,7 +106,7 @@ def test_shared_prefix_and_images_are_computed_once():
     engine.generate(model, make_processor(), about_one, max_new_tokens=1)
     assert images == [1]
     prefix = 3 + 4  # header and image
-    assert tokens[0] == sum(prompt.num_tokens for prompt in about_one) - 3 * prefix
+    assert sum(tokens) == sum(prompt.num_tokens for prompt in about_one) - 3 * prefix
 
 
 def test_placeholders_and_unknown_rows_are_never_chosen():
@@ -144,10 +148,9 @@ def test_samples_do_not_depend_on_their_batch(top_p):
 
 def test_sampling_follows_the_probabilities():
     logits = torch.log(torch.tensor([[0.1, 0.2, 0.0, 0.3, 0.4]]))
-    model = None
-    processor = make_processor(tokens=5, placeholder=2)
-    chooser = engine._Chooser(model, processor, ["a"], temperature=1.0, top_p=0.65, seed=0)
-    counts = np.bincount([chooser(logits.clone(), [0])[0] for _ in range(3000)], minlength=5) / 3000
+    chooser = Chooser(make_processor(tokens=5, placeholder=2), temperature=1.0, top_p=0.65, seed=0)
+    stream = chooser.stream("a")
+    counts = np.bincount([chooser(logits.clone(), [stream])[0] for _ in range(3000)], minlength=5) / 3000
     np.testing.assert_allclose(counts, [0, 0, 0, 3 / 7, 4 / 7], atol=0.03)
 
 
@@ -156,8 +159,8 @@ def test_score_is_the_log_likelihood_of_each_option():
     model, reference = tiny_vlm(config, attention.NAME), tiny_vlm(config, "eager")
     options = [[7], [7, 8, 9], [20, 21], [7]]
     for prompt in prompts()[:5]:
-        (found,) = engine.score(model, make_processor(), [prompt], [options])
-        (other,) = engine.score(reference, make_processor(), [prompt], [options])
+        (found,) = engine.score(model, [(prompt, options)])
+        (other,) = engine.score(reference, [(prompt, options)])
         assert found == pytest.approx(other, rel=1e-5)
         batch = collate(Row(tuple(alone([prompt]))))
         at = torch.tensor([batch.ids.shape[1] - 1])
@@ -165,18 +168,18 @@ def test_score_is_the_log_likelihood_of_each_option():
         assert found[0] == pytest.approx(first[0].log_softmax(-1)[7].item(), rel=1e-4)
         assert found[0] == found[3]
     with pytest.raises(ValueError, match=r"option 1 .* has no tokens"):
-        engine.score(model, make_processor(), prompts()[:1], [[[1], []]])
+        engine.score(model, [(prompts()[0], [[1], []])])
 
 
 def test_scores_do_not_depend_on_who_is_scored_beside():
     model, asked = tiny_vlm(tiny_config("qwen2", WINDOW), attention.NAME), prompts()
     options = [[[7 + number], [8, 9, 10], [20, 21 + number]][: 1 + number % 3] for number in range(len(asked))]
-    together = engine.score(model, make_processor(), asked, options)
+    together = engine.score(model, zip(asked, options, strict=True))
     assert [len(scores) for scores in together] == [len(own) for own in options]
     for prompt, own, found in zip(asked, options, together, strict=True):
-        assert engine.score(model, make_processor(), [prompt], [own]) == [pytest.approx(found, rel=1e-5)]
-    assert engine.score(model, make_processor(), [], []) == []
-    assert engine.score(model, make_processor(), asked[:2], [[], [[7]]])[0] == []
+        assert engine.score(model, [(prompt, own)]) == [pytest.approx(found, rel=1e-5)]
+    assert engine.score(model, []) == []
+    assert engine.score(model, zip(asked[:2], [[], [[7]]], strict=True))[0] == []
 
 
 def test_long_rope_prompts_that_reach_the_switch_stay_alone():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from medmvl.core.layout import Layout, Segment
 from medmvl.model import attention
-from medmvl.model.attention import DecodeLayout, packed_attention
+from medmvl.model.attention import packed_attention
 
 MODULE = SimpleNamespace(is_causal=True)
 
@@ -81,34 +81,6 @@ def test_rows_equal_dense_attention(layout, window, softcap, with_sinks, heads, 
         torch.autograd.grad(found, inputs, direction), torch.autograd.grad(expected, inputs, direction), strict=True
     ):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_decoding_equals_the_full_row(window, softcap):
-    """Two samples of 9 and 5 tokens in one cache, the shorter one padded on the left; the last two tokens are new."""
-    query, key, value = draw_tensors(9, batch=2)
-    positions = torch.stack([torch.arange(9), torch.arange(-4, 5)])
-    layout = DecodeLayout(positions[:, -2:], positions, positions >= 0)
-    found, _ = packed_attention(
-        MODULE, query[:, :, -2:], key, value, None, scaling=0.3, sliding_window=window, softcap=softcap, layout=layout
-    )
-    for line, tokens in enumerate((9, 5)):
-        own = [x[line : line + 1, :, -tokens:] for x in (query, key, value)]
-        mask = dense_mask(Layout((Segment(0, tokens),)), window)
-        torch.testing.assert_close(found[line], dense(*own, mask, 0.3, softcap)[0, -2:], rtol=1e-6, atol=1e-7)
-    one, _ = packed_attention(
-        MODULE,
-        query[:, :, -1:],
-        key,
-        value,
-        None,
-        scaling=0.3,
-        sliding_window=window,
-        softcap=softcap,
-        layout=DecodeLayout(positions[:, -1:], positions, positions >= 0),
-    )
-    torch.testing.assert_close(one[:, 0], found[:, -1])
 
 
 @pytest.mark.parametrize("window", [None, 3])

@@ -1,18 +1,19 @@
-"""One attention function for every LLM: packed rows with shared prefixes, and cached decoding, exact to the token.
+"""One attention function for every LLM: packed rows with shared prefixes, and reading on from kept keys, exactly.
 
 Registered with transformers under the name `medmvl`. How a row is laid out travels as the forward keyword `layout`: a
-core `Layout` for a flat row (training, prefill), a `DecodeLayout` for a batch that reads a key-value cache, None for
-plain causal attention. No T x T mask is ever built: isolated segments of similar length are attended to in one causal
-call, the branches of a prefix in another whose mask is [L, P + L]. Windows count positions, never indices.
+core `Layout` for a flat row (training), a `Keeping` for tokens that read on from kept keys (inference, see `kept.py`),
+None for plain causal attention. No T x T mask is ever built: isolated segments of similar length are attended to in one
+causal call, the branches of a prefix in another whose mask is [L, P + L]. Windows count positions, never indices.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from medmvl.core.layout import Layout, Segment
 
@@ -43,18 +44,15 @@ class Reach:
         return self._masks[window]
 
 
-class DecodeLayout(Reach):
-    """The layout of a batch whose keys come from a key-value cache, padded anywhere.
+class Keeping(ABC):
+    """A layout that has the keys and values of what was read before, and keeps those of the tokens it reads."""
 
-    Args:
-        query_positions: [B, Q] position ids of the new tokens.
-        key_positions: [B, K] position ids of all keys, the new tokens' own included.
-        valid: [B, K], False for padding.
-    """
+    @abstractmethod
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, options: tuple) -> Tensor:
+        """Return what the new tokens [B, H, Q, D] see, [B, Q, H, D]; called layer by layer, in the LLM's own order.
 
-    def __init__(self, query_positions: Tensor, key_positions: Tensor, valid: Tensor) -> None:
-        distance = query_positions[:, :, None] - key_positions[:, None, :]
-        super().__init__(distance.masked_fill(~valid[:, None, :], -1)[:, None])
+        `options` are the further arguments of the function `attend`.
+        """
 
 
 class _Block:
@@ -84,30 +82,37 @@ class _Block:
         return x.view(self.count, self.longest, *x.shape[1:]).transpose(1, 2)
 
 
-class _Plan:
-    """The calls that attention over one packed row takes, with their index tensors on one device."""
+class Plan:
+    """The calls that attention over one packed row takes, with their index tensors on one device.
+
+    Args:
+        layout: of the row.
+        device: of the row.
+        kept: how many of its segments, the first ones, were read before: they are prefixes, and not in the row.
+    """
 
     @torch.inference_mode(False)
-    def __init__(self, layout: Layout, device: torch.device) -> None:
+    def __init__(self, layout: Layout, device: torch.device, kept: int = 0) -> None:
         numbers = {(s.start, s.end): number for number, s in enumerate(layout.segments)}
+        segments, before = layout.segments[kept:], layout.segments[kept - 1].end if kept else 0
         families: dict[int | None, list[Segment]] = {}
-        for segment in layout.segments:
+        for segment in segments:
             prefix = numbers[segment.prefix_start, segment.prefix_end] if segment.prefix_length else None
             families.setdefault(prefix, []).append(segment)
-        self.lengths = [segment.length for segment in layout.segments]
+        self.lengths = [segment.length for segment in segments]
         self.blocks = [_Block(b, prefix, device) for prefix, members in families.items() for b in _buckets(members)]
         # Token of the row behind each padded token of the blocks laid end to end; and where each token went.
-        self.tokens = torch.cat([block.tokens for block in self.blocks]).to(device)
-        places, first = torch.empty(layout.length, dtype=torch.long), 0
+        self.tokens = torch.cat([block.tokens for block in self.blocks]).sub(before).to(device)
+        places, first = torch.empty(layout.length - before, dtype=torch.long), 0
         for block in self.blocks:
             for line, segment in enumerate(block.segments):
                 start = first + line * block.longest
-                places[segment.start : segment.end] = torch.arange(start, start + segment.length)
+                places[segment.start - before : segment.end - before] = torch.arange(start, start + segment.length)
             first += block.tokens.numel()
         self.places = places.to(device)
 
 
-_plan = lru_cache(maxsize=32)(_Plan)  # every layer asks for the same row's plan
+_plan = lru_cache(maxsize=32)(Plan)  # every layer asks for the same row's plan
 
 
 def _buckets(segments: Sequence[Segment]) -> list[list[Segment]]:
@@ -150,7 +155,7 @@ def packed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    layout: Layout | DecodeLayout | None = None,
+    layout: Layout | Keeping | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
     **kwargs: object,
@@ -177,25 +182,44 @@ def packed_attention(
             "position bias or is_causal=False; load this model with attn_implementation='sdpa' or 'eager'"
         )
     options = (scaling, dropout, softcap, s_aux)
-    if isinstance(layout, DecodeLayout):
-        out = _attend(query, key, value, layout.mask(sliding_window), *options)
-    elif layout is None or len(layout.segments) == 1:
-        out = _attend(query, key, value, _plain_mask(query, key, sliding_window), *options)
+    if isinstance(layout, Keeping):
+        return layout.attend(query, key, value, sliding_window, options), None
+    if layout is None or len(layout.segments) == 1:
+        out = attend(query, key, value, _plain_mask(query, key, sliding_window), *options)
     else:
         if (query.shape[0], query.shape[2], key.shape[2]) != (1, layout.length, layout.length):
             raise ValueError(
                 f"a layout of {layout.length} tokens needs queries and keys of batch 1 and that length, "
                 f"got queries {tuple(query.shape)} and keys {tuple(key.shape)}"
             )
-        return _attend_row(query, key, value, _plan(layout, query.device), sliding_window, options), None
+        return attend_row(query, key, value, _plan(layout, query.device), sliding_window, options), None
     return out.transpose(1, 2).contiguous(), None
 
 
-def _attend_row(query: Tensor, key: Tensor, value: Tensor, plan: _Plan, window: int | None, options: tuple) -> Tensor:
-    """Attend over one packed row, block by block; inputs [1, H, T, D], result [1, T, H, D]."""
+def attend_row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: Plan,
+    window: int | None,
+    options: tuple,
+    kept: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ()),
+) -> Tensor:
+    """Attend over one packed row, block by block.
+
+    Args:
+        query, key, value: [1, H, T, D].
+        plan: of the row.
+        window: as for `packed_attention`.
+        options: further arguments of `attend`.
+        kept: keys and values [1, H_kv, P, D] of each segment that was read before.
+
+    Returns:
+        [1, T, H, D].
+    """
     arranged = [_Arrange.apply(x[0].transpose(0, 1), plan.tokens, plan.places) for x in (query, key, value)]
     sizes = [block.tokens.numel() for block in plan.blocks]
-    prefixes = (key.split(plan.lengths, dim=2), value.split(plan.lengths, dim=2))
+    prefixes = [(*known, *x.split(plan.lengths, dim=2)) for known, x in zip(kept, (key, value), strict=True)]
     outs = []
     for block, *tokens in zip(plan.blocks, *(x.split(sizes) for x in arranged), strict=True):
         q, k, v = map(block.split_off, tokens)
@@ -204,7 +228,7 @@ def _attend_row(query: Tensor, key: Tensor, value: Tensor, plan: _Plan, window: 
                 torch.cat([shared[block.prefix].expand(block.count, -1, -1, -1), own], dim=2)
                 for shared, own in zip(prefixes, (k, v), strict=True)
             )
-        out = _attend(q, k, v, block.mask(window), *options)
+        out = attend(q, k, v, block.mask(window), *options)
         outs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outs).index_select(0, plan.places)[None]
 
@@ -218,7 +242,7 @@ def _plain_mask(query: Tensor, key: Tensor, window: int | None) -> Tensor | None
     return Reach(steps[keys - queries :, None] - steps).mask(window)
 
 
-def _attend(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -234,12 +258,6 @@ def _attend(
         return F.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, scale=scaling, is_causal=query.shape[2] > 1, enable_gqa=repeats > 1
         )
-    if repeats > 1 and query.shape[2] == 1 and softcap is None and sinks is None:
-        # Decoding: heads that share keys become queries side by side, which spares copying the cache for each of them.
-        heads = query.shape[1]
-        query = query.reshape(query.shape[0], key.shape[1], repeats, -1)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-        return out.reshape(query.shape[0], heads, 1, -1)
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     if softcap is None and sinks is None:
@@ -247,34 +265,18 @@ def _attend(
     if mask is None:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return F.dropout(weigh(scores, mask, softcap, sinks), dropout) @ value
+
+
+def weigh(scores: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor | None) -> Tensor:
+    """Turn scaled scores [B, H, Q, K] into the weights of the values; arguments as for `packed_attention`."""
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.float().masked_fill(~mask, -torch.inf)
+    masked = scores.float().masked_fill(~mask, -torch.inf)
     if sinks is not None:
-        sink = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        scores = torch.cat([scores, sink], dim=-1)
-    weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]].to(query.dtype)
-    return F.dropout(weights, dropout) @ value
-
-
-def gather_cache(cache: DynamicCache, tokens: Tensor) -> DynamicCache:
-    """Return a cache of [B, K] tokens picked from the flat row (batch 1) that `cache` holds.
-
-    Plain layers only: windows are counted by the attention, so no layer may drop keys on its own.
-    """
-    gathered = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        keys, values = (x[0].transpose(0, 1)[tokens].transpose(1, 2) for x in (layer.keys, layer.values))
-        gathered.update(keys.contiguous(), values.contiguous(), number)
-    return gathered
-
-
-def join_caches(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """Return one cache with the lines of several, all as long as each other."""
-    joined = DynamicCache()
-    for number, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
-        joined.update(torch.cat([x.keys for x in layers]), torch.cat([x.values for x in layers]), number)
-    return joined
+        sink = sinks.float().view(1, -1, 1, 1).expand(*masked.shape[:3], 1)
+        masked = torch.cat([masked, sink], dim=-1)
+    return torch.softmax(masked, dim=-1)[..., : scores.shape[-1]].to(scores.dtype)
 
 
 def _no_mask(attention_mask: Tensor | None = None, **kwargs: object) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from medmvl.core.layout import Layout, Segment
 from medmvl.model import attention
+from medmvl.model.kept import Kept, Reading, Writing
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -147,7 +148,7 @@ def _probe(fields: str) -> str | None:
 
 @torch.no_grad()
 def compare(model: PreTrainedModel) -> str | None:
-    """Return how a packed row's logits, or those decoded from its cache, differ from samples run alone; None if equal.
+    """Return how a packed row's logits, or those written on from it, differ from samples run alone; None if equal.
 
     The row holds a prefix with two branches and an isolated sample, all longer than the windows of a `tiny` config.
     What runs alone runs with the family's own eager attention.
@@ -156,17 +157,15 @@ def compare(model: PreTrainedModel) -> str | None:
     embeddings = model.get_input_embeddings()(torch.randint(3, model.config.vocab_size, (1, layout.length + 1)))
     row, following = embeddings[:, :-1], embeddings[:, -1:]
     positions = torch.tensor([list(layout.positions())])
-    cache = DynamicCache()
     together = model(
         inputs_embeds=row,
         position_ids=positions,
         layout=layout,
         logits_to_keep=torch.arange(layout.length),
-        past_key_values=cache,
-        use_cache=True,
+        use_cache=False,
     ).logits[0]
     blind = model(inputs_embeds=row, position_ids=positions, use_cache=False).logits[0]
-    decoded = _decode(model, cache, following)
+    decoded = _decode(model, row, following)
     model.set_attn_implementation("eager")
     error, sight, scale = 0.0, 0.0, 0.0
     for number, s in enumerate(layout.segments):
@@ -184,16 +183,21 @@ def compare(model: PreTrainedModel) -> str | None:
     return None
 
 
-def _decode(model: PreTrainedModel, cache: DynamicCache, following: Tensor) -> list[tuple[int, Tensor]]:
+def _decode(model: PreTrainedModel, row: Tensor, following: Tensor) -> list[tuple[int, Tensor]]:
     """Return (segment, logits) of one more token after the row's segments 1 (behind its prefix) and 3, in one batch."""
-    tokens = torch.stack([torch.arange(16), torch.arange(13, 29)])  # the second is padded by 5 on the left
-    keys = torch.stack([torch.arange(17), torch.arange(-5, 12)])
-    layout = attention.DecodeLayout(keys[:, -1:], keys, keys >= 0)
+
+    def read(embeddings: Tensor, lengths: list[int], behind: list[Kept | None]) -> list[Kept]:
+        reading = Reading(lengths, behind, row.device)
+        positions = torch.tensor([list(reading.positions())])
+        model(inputs_embeds=embeddings, position_ids=positions, layout=reading, use_cache=False)
+        return reading.kept()
+
+    prefix, alone = read(torch.cat([row[:, :9], row[:, 18:29]], dim=1), [9, 11], [None, None])
+    (branch,) = read(row[:, 9:16], [7], [prefix])
+    writing = Writing(row.device)
+    writing.add([branch, alone])
+    positions = writing.step()
     logits = model(
-        inputs_embeds=following.expand(2, -1, -1),
-        position_ids=keys[:, -1:],
-        layout=layout,
-        past_key_values=attention.gather_cache(cache, tokens),
-        use_cache=True,
+        inputs_embeds=following.expand(2, -1, -1), position_ids=positions, layout=writing, use_cache=False
     ).logits
     return [(1, logits[0, -1]), (3, logits[1, -1])]
