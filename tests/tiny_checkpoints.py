@@ -153,12 +153,32 @@ def idefics3(folder: Path) -> Path:
     return _write(folder, config, tokenizer, pictures, processor, _CHATML.replace("IMAGE", "<image>"))
 
 
+def internvl(folder: Path) -> Path:
+    """InternVL: pictures cut into patches, a processor that pads on a side of its own and wants to see videos too."""
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    names["video_token"] = "<video>"
+    tokenizer = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *names.values()], eos="<|im_end|>", **names)
+    config = {
+        "model_type": "internvl",
+        "vision_config": {**_VISION, "image_size": [16, 16], "patch_size": [4, 4]},
+        "text_config": _text("qwen2", tokenizer),
+        "image_token_id": tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        "image_seq_length": 4,
+        "downsample_ratio": 0.5,
+    }
+    pictures = transformers.GotOcr2ImageProcessorPil(
+        size={"height": 16, "width": 16}, crop_to_patches=True, min_patches=1, max_patches=3
+    )
+    processor = {"processor_class": "InternVLProcessor", "image_seq_length": 4}
+    return _write(folder, config, tokenizer, pictures, processor, _CHATML.replace("IMAGE", "<IMG_CONTEXT>\n"))
+
+
 def llava_of_strings(folder: Path) -> Path:
     """LLaVA with a template that knows texts only, as many converted checkpoints have it."""
     return llava(folder, template=_STRINGS)
 
 
-FAMILIES = (llava, llava_clip, llava_of_strings, qwen2_5_vl, gemma3, idefics3)
+FAMILIES = (llava, llava_clip, llava_of_strings, qwen2_5_vl, gemma3, idefics3, internvl)
 
 
 def _byte_level(specials: list[str], eos: str, bos: str | None = None, **names: str) -> PreTrainedTokenizerFast:

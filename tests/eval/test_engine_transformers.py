@@ -9,6 +9,7 @@ import torch
 from PIL import Image as PillowImage
 from transformers import AutoModelForImageTextToText
 
+import phantom
 import tiny_checkpoints
 from medmvl.core.schema import Sample, SampleError
 from medmvl.eval.engines.engine import EngineError
@@ -215,6 +216,28 @@ def test_blank_and_mirrored_pictures_change_what_is_seen(llava: Path, files: lis
     assert shown(files[0]) != shown(files[1])
     assert shown(files[0], blank=True) == shown(files[1], blank=True)
     assert shown(files[0], mirrored=True) != shown(files[0])
+
+
+def test_a_volume_is_shown_as_slices(llava: Path, tmp_path: Path) -> None:
+    scan = phantom.write(tmp_path / "scan.nii.gz")
+    parts = [{"type": "volume", "path": str(scan)}, {"type": "text", "text": "What is it?"}]
+    asked = Sample.from_dict({"id": "0", "messages": [{"role": "user", "content": parts}]})
+    for slices in (1, 3):
+        engine = TransformersEngine(llava, slices=slices)
+        prompt = engine._chat.prompt(Pictures(slices, engine._boxes).turns(asked), "0")
+        ids = engine._chat.inputs([prompt.text], [prompt.pictures], "left")["input_ids"][0]
+        image = engine._chat.tokenizer.convert_tokens_to_ids("<image>")
+        assert int((ids == image).sum()) == slices * 16
+        assert isinstance(answers(engine, [asked])[0], str)
+
+
+def test_a_tokenizer_without_padding_pads_all_the_same(tmp_path: Path, samples: list[Sample]) -> None:
+    folder = tiny_checkpoints.llava(tmp_path / "llava")
+    whole = answers(TransformersEngine(folder), samples)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert answers(TransformersEngine(folder), samples) == whole
 
 
 def test_penalties_of_a_checkpoint_are_not_applied_but_its_ends_are(tmp_path: Path, samples: list[Sample]) -> None:

@@ -133,12 +133,12 @@ class Chat:
         Raises:
             ValueError: the processor cannot take them.
         """
-        self.tokenizer.padding_side = side
         begun = self.tokenizer.bos_token is not None and texts[0].startswith(self.tokenizer.bos_token)
         return self._processor(
             text=list(texts),
             images=[list(own) for own in pictures] if any(pictures) else None,
             padding=True,
+            padding_side=side,  # said in the call, for some processors have a side of their own
             return_tensors="pt",
             add_special_tokens=not begun,
         )

@@ -301,10 +301,9 @@ def _processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
         wants_videos = kind is not None and "video_processor" in kind.get_attributes()
         opened = _without_videos(kind) if wants_videos and not is_torchvision_available() else AutoProcessor
         processor = opened.from_pretrained(folder, **_OURS)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise EngineError(f"{folder}: its processor cannot be opened: {_first_line(error)}") from error
-    except ImportError as error:
-        raise EngineError(f"{folder}: its processor needs a package: {_first_line(error)}") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        more = "" if is_torchvision_available() else "; some processors need torchvision (pip install torchvision)"
+        raise EngineError(f"{folder}: its processor cannot be opened: {_first_line(error)}{more}") from error
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise EngineError(
             f"{folder} has no processor of pictures and texts (processor_config.json, preprocessor_config.json, "
