@@ -77,12 +77,12 @@ def answers(engine: TransformersEngine, samples: list[Sample], settings: Generat
     return [found[place] for place in range(len(samples))]
 
 
-def test_answers_are_the_same_at_every_batch_size(checkpoint: Path, samples: list[Sample]) -> None:
-    whole = answers(TransformersEngine(checkpoint, batch_size=8), samples)
+def test_answers_are_the_same_at_every_rows(checkpoint: Path, samples: list[Sample]) -> None:
+    whole = answers(TransformersEngine(checkpoint, rows=8), samples)
     assert all(isinstance(text, str) for text in whole)
     assert len(set(whole)) > 4  # questions and pictures matter
-    for batch_size in (1, 3):
-        assert answers(TransformersEngine(checkpoint, batch_size=batch_size), samples) == whole
+    for rows in (1, 3):
+        assert answers(TransformersEngine(checkpoint, rows=rows), samples) == whole
     assert answers(TransformersEngine(checkpoint), samples[::-1])[::-1] == whole
 
 
@@ -119,7 +119,7 @@ def test_likelihoods_are_those_of_the_model_alone(checkpoint: Path, samples: lis
         [],
         ["x"],
     ]
-    engine = TransformersEngine(checkpoint, batch_size=2)
+    engine = TransformersEngine(checkpoint, rows=2)
     found = dict(engine.likelihoods(samples, options))
     assert [len(found[place]) for place in range(len(samples))] == [len(own) for own in options]
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
@@ -304,7 +304,7 @@ def test_the_name_of_a_hub_is_not_downloaded() -> None:
         TransformersEngine("llava-hf/llava-1.5-7b-hf")
 
 
-@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"batch_size": 0}, {"slices": 0}, {"boxes": "qwne"}])
+@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"rows": 0}, {"slices": 0}, {"boxes": "qwne"}])
 def test_settings_out_of_range_are_refused(llava: Path, wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"dtype|batch_size|slices|did you mean 'qwen'"):
+    with pytest.raises(ValueError, match=r"dtype|rows|slices|did you mean 'qwen'"):
         TransformersEngine(llava, **wrong)

@@ -30,7 +30,7 @@ def test_a_perfect_model_is_perfect_and_its_controls_are_not(store: tuple[Path, 
     model = PaperModel(samples)
     scores = evaluate(model, TASKS, tmp_path, roots=[root], resamples=200)
     assert scores == json.loads((tmp_path / "scores.json").read_text())
-    assert set(scores["provenance"]) == {"model", "model_hash", "data_hash", "data", "seed", "versions"}
+    assert set(scores["provenance"]) == {"model", "model_hash", "data_hash", "data", "seed", "limit", "versions"}
     assert scores["provenance"]["data"] == [{"name": "brain_atlas", "version": "0", "licence": "none"}]
     assert scores["excluded"] == []
     for name in TASKS:

@@ -26,7 +26,7 @@ TASKS = [f"brain_atlas/{family}" for family in ("side", "choice", "report", "rec
 class Counting(PaperModel):
     """A paper model that fails after so many answers, as an endpoint does."""
 
-    name, hash, remote, asks = "paper", "p1", False, True
+    name, hash, identity, remote, asks = "paper", "p1", "p1", False, True
 
     def __init__(self, samples: Sequence[Sample], most: int = 10**9, failing: frozenset[str] = frozenset()) -> None:
         super().__init__(samples, errs=0.3)
@@ -84,7 +84,7 @@ def test_what_decides_an_answer_decides_whether_it_is_asked_again(
     root, samples = store
     scored(Counting(samples), root, tmp_path)
     other = Counting(samples)
-    other.hash = "p2"
+    other.identity = "p2"
     scored(other, root, tmp_path)
     assert other.answered  # another model
     os.utime(samples[0].media_key[0])

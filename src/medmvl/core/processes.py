@@ -4,8 +4,10 @@ Not torchrun, which kills its processes 30 s after SIGTERM: a large checkpoint t
 """
 
 import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Collection, Sequence
 
@@ -18,6 +20,23 @@ def start_ranks(command: Sequence[str], count: int) -> list[Process]:
     shared |= {"LOCAL_WORLD_SIZE": str(count), "MEDMVL_LAUNCHED": "1"}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     return [subprocess.Popen(list(command), env={**os.environ, **shared, **rank}) for rank in ranks]
+
+
+def run_ranks(command: Sequence[str], count: int) -> int:
+    """Start `command` in `count` processes, wait for them, and return their exit code.
+
+    They end with this process: when it is interrupted or asked to end (SIGTERM), so are they.
+    """
+    former = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    processes = start_ranks(command, count)
+    try:
+        return wait_for_ranks(processes)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+        signal.signal(signal.SIGTERM, former)
 
 
 def wait_for_ranks(processes: Sequence[Process], good: Collection[int] = (0,)) -> int:

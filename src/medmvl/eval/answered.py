@@ -43,7 +43,7 @@ class AnswerLog:
             return
         entries: dict[str, Entry] = {}
         for file in [self._folder / _WHOLE, *parts]:
-            entries |= {entry["key"]: entry for entry in _entries(file, 0) if "error" not in entry}
+            entries |= {entry["key"]: entry for entry in _entries(file) if "error" not in entry}
         with atomic_file(self._folder / _WHOLE) as whole:
             whole.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries.values())
         for file in parts:
@@ -55,9 +55,22 @@ class AnswerLog:
             return
         for file in sorted(self._folder.glob("*.jsonl")):
             if file != self._own:
-                start = self._read.get(file, 0)
-                self._read[file] = file.stat().st_size
-                self._entries |= {entry["key"]: entry for entry in _entries(file, start)}
+                self._read[file] = self._follow(file, self._read.get(file, 0))
+
+    def _follow(self, file: Path, start: int) -> int:
+        """Read the whole lines of a file from a byte onwards; return where the next one begins.
+
+        Another process may be in the middle of a line, which is read when it is whole.
+        """
+        with file.open("rb") as lines:
+            lines.seek(start)
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                start += len(line)
+                if entry := _entry(line):
+                    self._entries[entry["key"]] = entry
+        return start
 
     def get(self, key: str) -> Entry | None:
         """Return what is known under a key."""
@@ -82,24 +95,24 @@ class AnswerLog:
             self._file = None
 
 
-def _entries(file: Path, start: int) -> Iterator[Entry]:
-    """Yield the whole lines of a file from a byte onwards; the torn last line of a killed process is no answer."""
+def _entries(file: Path) -> Iterator[Entry]:
+    """Yield the entries of a file; the torn last line of a killed process is no answer."""
     if not file.is_file():
         return
     broken = 0
     with file.open("rb") as lines:
-        lines.seek(start)
         for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                broken += 1
-                continue
-            if isinstance(entry, dict) and isinstance(entry.get("key"), str):
+            if entry := _entry(line):
                 yield entry
             else:
                 broken += 1
     if broken:
-        _LOG.info(
-            "%s: %d lines are no answers (a process was stopped while it wrote); they are asked again", file, broken
-        )
+        _LOG.info("%s: %d lines are torn (a process was stopped while it wrote) and are asked again", file, broken)
+
+
+def _entry(line: bytes) -> Entry | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("key"), str) else None

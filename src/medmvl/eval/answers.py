@@ -85,7 +85,7 @@ def option_answers(kind: Kind, sample: Sample, closed: Sequence[str]) -> dict[st
 
     Args:
         kind: "letter": each option is written as the sample's true answer is, with its own letter and words; "text":
-            an option that says the same as the true answer goes by the true answer's form.
+            each as it is listed, so that no spelling tells the true one; that one goes by the true answer's form.
         sample: with its true answer, and with choices if `closed` is empty.
         closed: the options' texts; empty takes the sample's choices.
 
@@ -105,8 +105,7 @@ def option_answers(kind: Kind, sample: Sample, closed: Sequence[str]) -> dict[st
     options = {normalise(option): option for option in (closed or choices)}
     if normalise(true) not in options:
         return {}
-    options[normalise(true)] = true
-    return {option: option for option in options.values()}
+    return {true if key == normalise(true) else option: option for key, option in options.items()}
 
 
 def _in_the_manner_of(true: str, own: str, words: str, name: str, choice: str) -> str:

@@ -57,7 +57,12 @@ class Said:
 
 
 def ask(
-    engine: Engine, requests: Sequence[Request], log: AnswerLog, team: Team | None = None, batch_size: int = 256
+    engine: Engine,
+    requests: Sequence[Request],
+    log: AnswerLog,
+    team: Team | None = None,
+    batch_size: int = 256,
+    model: str = "",
 ) -> list[Said]:
     """Return what the engine says to every request; answers that the log has are not asked for again.
 
@@ -71,13 +76,14 @@ def ask(
         log: keeps the answers.
         team: the processes that share the work; None: this one alone.
         batch_size: samples handed to one call of the engine.
+        model: under what the log keeps the answers; "" takes the engine's hash.
 
     Raises:
         EngineError: the engine cannot go on; what it answered is kept.
     """
-    team = team or Team()
+    team, model = team or Team(), model or engine.hash
     started = time.monotonic()
-    keys = [_key(engine.hash, request.prompt, request.task.generation) for request in requests]
+    keys = [_key(model, engine, request.prompt, request.task.generation) for request in requests]
     todo: dict[Generation, dict[str, int]] = defaultdict(dict)
     for index, (request, key) in enumerate(zip(requests, keys, strict=True)):
         if log.get(key) is None:
@@ -146,9 +152,10 @@ def _keep(
 
 
 def _gather(log: AnswerLog, team: Team) -> None:
-    team.wait()
     if team.size > 1:
+        team.wait()
         log.refresh()
+        team.wait()  # nobody goes on, and writes, before all have read the same
 
 
 def _said(log: AnswerLog, key: str, ranked: str) -> Said:
@@ -171,11 +178,11 @@ def _report(requests: Sequence[Request], said: Sequence[Said], asked: int, secon
     )
 
 
-def _key(engine: str, prompt: Sample, settings: Generation) -> str:
+def _key(model: str, engine: Engine, prompt: Sample, settings: Generation) -> str:
     """Return what decides the answer: the model, messages, the boxes and files they show, and how it is produced.
 
-    An even grey is the same whatever file it stands for, unless boxes are told in that file's frame. Sampled answers
-    depend on the sample's id too.
+    An even grey is the same whatever file it stands for, unless boxes are told in that file's frame. Sampled answers,
+    and answers that were written down under ids, depend on the sample's task and id too.
     """
     boxes = [
         prompt.meta.boxes[part.box].model_dump(mode="json")
@@ -190,8 +197,8 @@ def _key(engine: str, prompt: Sample, settings: Generation) -> str:
             del part["path"]
         else:
             files.append(_version(part["path"]))
-    own = [prompt.id] if settings.temperature else []
-    return _digest([engine, messages, boxes, files, settings.model_dump(mode="json"), own])
+    own = [prompt.task, prompt.id] if settings.temperature or not engine.asks else []
+    return _digest([model, messages, boxes, files, settings.model_dump(mode="json"), own])
 
 
 @lru_cache(maxsize=65536)

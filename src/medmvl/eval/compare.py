@@ -9,7 +9,7 @@ import numpy as np
 from medmvl.core.lookup import choices_text
 from medmvl.eval.formats import Cell, Grid, Heading, Row, one_line
 from medmvl.eval.metrics.metric import Mean, Statistics
-from medmvl.eval.metrics.table import METRICS, measure
+from medmvl.eval.metrics.table import METRICS, acts, measure
 from medmvl.eval.page.lines import read_lines
 from medmvl.eval.report import PREDICTIONS
 from medmvl.eval.scale import Scale, scale_of
@@ -228,6 +228,8 @@ def _lacking(runs: Sequence[Run], name: str, wanted: Sequence[str], trusted: Col
     for metric in wanted:
         if metric not in trusted:
             lacking[metric] = "is a function of another package, which runs only if you name it as a metric"
+        elif acts(metric):
+            lacking[metric] = "asks a model behind an endpoint, which only an evaluation does"
         options = [run.tasks[name].get("metric_options", {}).get(metric, {}) for run in runs]
         if options[0] != options[1]:
             told = " and ".join(f"{one} in {run.name}" for run, one in zip(runs, options, strict=True))

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from medmvl import __version__
 from medmvl.core.atomic import atomic_file, only_writer
@@ -21,9 +22,9 @@ from medmvl.eval.controls import body_frame
 from medmvl.eval.engines.engine import Engine
 from medmvl.eval.engines.predictions import PredictionsEngine
 from medmvl.eval.engines.table import Target, open_engine
-from medmvl.eval.metrics.table import Options
+from medmvl.eval.metrics.table import Options, sends_away
 from medmvl.eval.report import PREDICTIONS, SCORES, write_report
-from medmvl.eval.scoring import check_options
+from medmvl.eval.scoring import check_options, merged_options
 from medmvl.eval.summary import write_tables
 from medmvl.eval.task import Task, load_tasks
 from medmvl.eval.team import Team, team
@@ -92,6 +93,7 @@ def evaluate(
         BusyError: another evaluation writes to `out`.
         DiskFullError: the results could not be written.
     """
+    _check_numbers(limit=limit, shots=shots, batch_size=batch_size, resamples=resamples)
     chosen = [task if shots is None else task.model_copy(update={"shots": shots}) for task in load_tasks(tasks)]
     check_options(metric_options or {}, chosen)
     roots = _roots(target) if roots is None else roots
@@ -104,23 +106,25 @@ def evaluate(
     engine = open_engine(
         target, device=crew.device(device), allow_code=allow_code, allow_remote=allow_remote, **engine_options
     )
-    _keep_at_home(engine, trials)
+    _keep_at_home(engine, trials, metric_options, allow_remote)
+    model = engine.identity or _nobody(engine, crew)
     with _writing(out, crew), _keeping(engine, prepared):
         log = _log(out, crew)
         try:
             for condition in _conditions(engine, chosen):
-                _run(engine, trials, condition, log, crew, batch_size)
+                _run(engine, trials, condition, log, crew, batch_size, model)
         finally:
             log.close()
         if not crew.first:
             crew.wait()
             return json.loads((Path(out or "") / SCORES).read_text(encoding="utf-8"))
+        acting = {"allow_remote": allow_remote, "keep": None if out is None else Path(out) / ANSWERS / "judge"}
         for trial in trials:
             if "majority" in trial.task.controls:
                 trial.guess()
         scores = {
-            "provenance": _provenance(engine, trials, seed),
-            "tasks": {trial.task.name: trial.entry(resamples, seed, metric_options) for trial in trials},
+            "provenance": _provenance(engine, trials, seed) | {"limit": limit},
+            "tasks": {trial.task.name: trial.entry(resamples, seed, metric_options, acting) for trial in trials},
             "excluded": [asdict(one) for trial in trials for one in trial.excluded],
         }
         if isinstance(engine, PredictionsEngine):
@@ -161,6 +165,8 @@ def join(folders: Sequence[str | Path], out: str | Path, logs: Sequence[str | Pa
         "tasks": {name: entry for scores in found for name, entry in scores["tasks"].items()},
         "excluded": [one for scores in found for one in scores["excluded"]],
     }
+    if unused := [one for scores in found for one in scores.get("unused_predictions", [])]:
+        joined["unused_predictions"] = unused
     out = Path(out)
     with atomic_file(out / PREDICTIONS) as file:
         for folder in folders:
@@ -180,23 +186,56 @@ def _conditions(engine: Engine, tasks: Sequence[Task]) -> list[str]:
     return [condition for condition in ASKED if condition in wanted]
 
 
-def _run(engine: Engine, trials: Sequence[Trial], condition: str, log: AnswerLog, crew: Team, batch_size: int) -> None:
+def _run(
+    engine: Engine,
+    trials: Sequence[Trial],
+    condition: str,
+    log: AnswerLog,
+    crew: Team,
+    batch_size: int,
+    model: str,
+) -> None:
     """Ask all tasks under one condition together, so that all questions about one file meet."""
     asking = [trial for trial in trials if not condition or condition in (*trial.task.controls, *trial.task.probes)]
     asked = [trial.requests(condition) for trial in asking]
-    said = iter(ask(engine, [request for requests in asked for request in requests], log, crew, batch_size))
+    said = iter(ask(engine, [request for requests in asked for request in requests], log, crew, batch_size, model))
     for trial, requests in zip(asking, asked, strict=True):
         trial.record(requests, list(islice(said, len(requests))), engine.boxes)
 
 
-def _keep_at_home(engine: Engine, trials: Sequence[Trial]) -> None:
-    """Refuse to send data to another machine that must not leave this one."""
-    kept = sorted({trial.about["name"] for trial in trials if trial.about.get("credentialed")})
-    if engine.remote and kept:
-        raise ValueError(
-            f"{engine.name} is another machine, and the contents of {', '.join(kept)} must not leave this one (its "
-            "manifest says credentialed); evaluate a model on this machine"
-        )
+def _keep_at_home(engine: Engine, trials: Sequence[Trial], options: Options | None, allow_remote: bool) -> None:
+    """Refuse to show data to another machine, be it the model's or a judge's, that must not leave this one."""
+    for trial in trials:
+        judges = [name for name, own in merged_options(trial.task, options).items() if sends_away(name, own)]
+        away = [engine.name] * engine.remote + [f"the endpoint of {name}" for name in judges]
+        if away and trial.about.get("credentialed"):
+            raise ValueError(
+                f"{away[0]} is another machine, and the contents of {trial.about['name']} must not leave this one (its "
+                "data are credentialed); evaluate a model, and a judge, on this machine"
+            )
+        if judges and not allow_remote:
+            raise ValueError(
+                f"{away[-1]} is another machine, which would see questions and answers of {trial.task.name}; allow it "
+                "with --allow-remote (allow_remote=True)"
+            )
+
+
+def _check_numbers(**given: int | None) -> None:
+    for name, value in given.items():
+        least = 0 if name == "shots" else 1
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _nobody(engine: Engine, crew: Team) -> str:
+    """Return a name for a model that does not tell what it is: its answers are of use to this evaluation only.
+
+    Raises:
+        ValueError: several processes could not know that they ask the same model.
+    """
+    if crew.size > 1:
+        raise ValueError(f"{engine.name} does not tell its `hash`, so that processes cannot share its answers")
+    return uuid4().hex
 
 
 @contextmanager
@@ -262,6 +301,6 @@ def _write(out: Path, scores: dict[str, Any], trials: Sequence[Trial]) -> None:
     with atomic_file(out / PREDICTIONS) as file:
         for trial in trials:
             for records in trial.records.values():
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+                file.writelines(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records)
     with atomic_file(out / SCORES) as file:
         json.dump(scores, file, indent=2, allow_nan=False)

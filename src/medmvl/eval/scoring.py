@@ -1,5 +1,6 @@
 """From the answers of one task to its entry in scores.json: metrics with intervals, controls, probes, groups."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from medmvl.core.lookup import choices_text
 from medmvl.eval.metrics.metric import Answers, Mean, Statistics
-from medmvl.eval.metrics.table import Options, measure, refuse_unknown
+from medmvl.eval.metrics.table import Options, acts, measure, refuse_unknown
 from medmvl.eval.stats import bootstrap
 from medmvl.eval.task import Task
 
@@ -24,6 +25,7 @@ def entry(
     seed: int,
     options: Options | None = None,
     not_applicable: Mapping[str, Mapping[str, int]] | None = None,
+    acting: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score a task's answers; every sample's own values are written into its record.
 
@@ -34,17 +36,19 @@ def entry(
         seed: of the draws.
         options: metric name -> its options, beside (and before) the task's own.
         not_applicable: control or probe -> why it has nothing to ask -> of how many samples.
+        acting: what metrics that ask a model of their own may do (see `Family.sends_away`). They score the questions as
+            they are, no controls and probes.
 
     Returns:
         The task's entry of scores.json, see docs/evaluation.md.
     """
-    given = _options(task, options)
+    given = merged_options(task, options)
     real = records.get("", [])
-    missing: dict[str, str] = {}
     found: dict[str, dict[str, Statistics]] = {}
-    for condition in ("", *task.controls, *task.probes):
-        found[condition], lacking = _measure(task, records.get(condition, []), given)
-        missing |= lacking
+    found[""], missing = _measure(task.metrics, real, given, acting)
+    quiet = [name for name in task.metrics if not acts(name)]
+    for condition in (*task.controls, *task.probes):
+        found[condition], _ = _measure(quiet, records.get(condition, []), given, acting)
 
     def intervals(condition: str, members: Sequence[int] | None = None) -> dict[str, Any]:
         patients = [record["patient"] for record in records.get(condition, [])]
@@ -53,6 +57,9 @@ def entry(
         drawn = bootstrap(found[condition], patients, resamples, seed=seed, members=members)
         return {name: one.to_dict() for name, one in drawn.items()}
 
+    metrics = intervals("")
+    for name in found[""].keys() - metrics.keys():
+        missing[name] = "has no value on these samples"
     return {
         "n": len(real),
         "version": task.version,
@@ -62,7 +69,7 @@ def entry(
         "patients": len({record["patient"] for record in real}),
         "unparsed": sum(record["parsed"] is None for record in real),
         "empty": sum(not record["answer"].strip() for record in real),
-        "metrics": intervals(""),
+        "metrics": metrics,
         "controls": {control: intervals(control) for control in task.controls},
         "probes": {probe: _probe(records.get(probe, []), intervals(probe), resamples, seed) for probe in task.probes},
         "groups": {
@@ -75,10 +82,11 @@ def entry(
         "not_applicable": {condition: dict(reasons) for condition, reasons in (not_applicable or {}).items()},
         "unavailable": missing,
         "metric_options": given,
+        "asked": {"prompt": task.prompt, "shots": task.shots, **task.generation.model_dump()},
     }
 
 
-def _options(task: Task, given: Options | None) -> dict[str, dict[str, Any]]:
+def merged_options(task: Task, given: Options | None) -> dict[str, dict[str, Any]]:
     """Return the options of the task's metrics, those of the caller before its own."""
     given = given or {}
     merged = {name: {**task.metric_options.get(name, {}), **given.get(name, {})} for name in task.metrics}
@@ -96,7 +104,7 @@ def check_options(options: Options, tasks: Sequence[Task]) -> None:
         if name not in known:
             raise ValueError(f"metric option {name!r}: no task has this metric; {choices_text(name, known)}")
     for task in tasks:
-        refuse_unknown(_options(task, options))
+        refuse_unknown(merged_options(task, options))
 
 
 def answers_of(records: Sequence[Mapping[str, Any]]) -> Answers:
@@ -110,14 +118,16 @@ def answers_of(records: Sequence[Mapping[str, Any]]) -> Answers:
     )
 
 
-def _measure(task: Task, records: Sequence[Record], options: Options) -> tuple[dict[str, Statistics], dict[str, str]]:
+def _measure(
+    names: Sequence[str], records: Sequence[Record], options: Options, acting: Mapping[str, Any] | None
+) -> tuple[dict[str, Statistics], dict[str, str]]:
     if not records:
         return {}, {}
-    found, missing = measure(task.metrics, answers_of(records), options)
+    found, missing = measure(names, answers_of(records), {n: o for n, o in options.items() if n in names}, acting)
     for name, statistics in found.items():
         if statistics.values is not None:
             for record, value in zip(records, statistics.values.tolist(), strict=True):
-                record["scores"][name] = value
+                record["scores"][name] = value if math.isfinite(value) else None
     return found, missing
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,16 +10,18 @@ from typing import Any
 
 from medmvl.core.log import get_logger
 from medmvl.core.schema import BoxRef, Sample, SampleError, Text
-from medmvl.data.store import SampleStore, Source, StoreError, find_source, read_each
+from medmvl.data.adapters.table import ADAPTERS, adapter
+from medmvl.data.store import MANIFEST, SampleStore, Source, StoreError, find_source, read_each, read_manifest
 from medmvl.eval.answers import Parsed, ReadBoxes, option_answers, parse, reference
 from medmvl.eval.ask import Request, Said
 from medmvl.eval.conditions import Asked, asked
 from medmvl.eval.controls import NotAsked, body_frame
 from medmvl.eval.metrics.table import Options
+from medmvl.eval.metrics.text import normalise
 from medmvl.eval.probes import is_consistent
 from medmvl.eval.scoring import Record, entry
 from medmvl.eval.select import meta_value, selected
-from medmvl.eval.shots import with_shots, worded
+from medmvl.eval.shots import box_medium, with_shots, worded
 from medmvl.eval.stats import mean_box, most_frequent
 from medmvl.eval.task import Task
 from medmvl.imaging.picture import ImageError
@@ -70,6 +72,7 @@ class Trial:
     records: dict[str, list[Record]] = field(default_factory=dict)
     excluded: list[Excluded] = field(default_factory=list)
     not_applicable: dict[str, Counter[str]] = field(default_factory=dict)
+    _common: dict[str, Record] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -99,6 +102,9 @@ class Trial:
         trial.samples = {}
         for sample in kept if limit is None else _some(kept, limit, seed):
             try:
+                if task.answer == "box" and box_medium(sample):
+                    told = "its true box lies on another medium than the first, on which boxes of answers are read"
+                    raise SampleError(told, sample.id)
                 trial.references[sample.id] = reference(task.answer, sample)
                 trial.samples[sample.id] = sample
             except SampleError as error:
@@ -112,6 +118,7 @@ class Trial:
         told = {key: store.manifest[key] for key in _ABOUT if store.manifest.get(key)}
         trial = cls(task, source, store.hash, {"name": source.folder.name, **told}, tuple(roots), seed)
         trial._take(_readable(store, range(len(store)), trial._exclude_broken))
+        trial._mind_licence()
         return trial
 
     @classmethod
@@ -129,7 +136,21 @@ class Trial:
         if not trial.samples:
             named = sorted({sample.task for sample in found})
             raise StoreError(f"{file}: no sample of the task {task.source!r}; it holds {', '.join(named) or 'none'}")
+        trial._mind_licence()
         return trial
+
+    def _mind_licence(self) -> None:
+        """Note whether the contents of any sample must not leave this machine, whatever file it came from.
+
+        Its data set says so (MIMIC-CXR), or the manifest of a store that one of its media lies in.
+        """
+        sources = {part for s in self.samples.values() for part in (s.source, s.task.partition("/")[0])}
+        media = {Path(path).parent for sample in self.samples.values() for path in sample.media_key}
+        folders = {folder for parent in media for folder in (parent, *parent.parents)}
+        if any(adapter(name).credentialed for name in sources & ADAPTERS.keys()) or any(
+            read_manifest(folder).get("credentialed") for folder in folders if (folder / MANIFEST).is_file()
+        ):
+            self.about["credentialed"] = True
 
     def _take(self, samples: Iterator[Sample] | Sequence[Sample]) -> None:
         for sample in samples:
@@ -190,7 +211,11 @@ class Trial:
             shown, condition = request.shown, request.condition
             # Boxes are read in the frame of the sample's own file: there the true box lies, also under a control.
             framed = shown if condition in self.task.probes else request.sample
-            parsed = parse(self.task.answer, one.text, framed, read_boxes)
+            try:
+                parsed = parse(self.task.answer, one.text, framed, read_boxes)
+            except (SampleError, ImageError) as error:  # a box is told in the frame of a file, which must be there
+                self.exclude(request.sample.id, condition, str(error))
+                continue
             record = self._record(request.sample, condition, one.text, parsed, request.expected)
             record["prompt"] = _said(request.prompt)
             record["media"] = [] if condition == "blank_image" else list(shown.media_key)
@@ -208,22 +233,28 @@ class Trial:
         The answers are those of the training split where the source has one, else those of the task itself.
         """
         asked = [self.samples[record["id"]] for record in self.records.get("", ())]
-        if not asked:
+        truths = self._training_answers() or self._answers(asked, []) if asked else []
+        if not truths:
             return
-        truths = self._training_answers() or [self._answer(sample) for sample in asked]
+        if self.task.answer == "box":
+            mean = mean_box([truth for truth in truths if not isinstance(truth, str)])
+        else:
+            most = most_frequent([str(truth) for truth in truths])
         for sample in asked:
-            if self.task.answer == "box":
-                mean = mean_box([truth for truth in truths if not isinstance(truth, str)])
-                said: Parsed = body_frame(sample.media[0].path).box(mean)
-            else:
-                said = most_frequent([str(truth) for truth in truths])
+            try:
+                said = body_frame(sample.media[0].path).box(mean) if self.task.answer == "box" else most
+            except ImageError as error:
+                self.exclude(sample.id, "majority", str(error))
+                continue
             text = said if isinstance(said, str) else ""
             record = self._record(sample, "majority", text, said, self.references[sample.id])
             self.records.setdefault("majority", []).append(record)
 
-    def entry(self, resamples: int, seed: int, options: Options | None = None) -> dict[str, Any]:
+    def entry(
+        self, resamples: int, seed: int, options: Options | None = None, acting: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Return the task's entry of scores.json; see `scoring.entry`."""
-        return entry(self.task, self.records, resamples, seed, options, self.not_applicable)
+        return entry(self.task, self.records, resamples, seed, options, self.not_applicable, acting)
 
     def _answer(self, sample: Sample) -> Parsed:
         """Return a sample's true answer; a box in shares, so that files of any size and layout can be averaged."""
@@ -233,15 +264,20 @@ class Trial:
     def _training_answers(self) -> list[Parsed]:
         """Return true answers of the training split; [] where there is none, broken samples left out."""
         broken: list[Exception] = []
-        answers: list[Parsed] = []
         most = _GUESS_BOXES_FROM if self.task.answer == "box" else _GUESS_FROM
-        for sample in self._training_samples(most, broken):
+        answers = self._answers(self._training_samples(most, broken), broken)
+        if broken:
+            _LOG.warning("%s: %d training samples are broken: %s", self.task.name, len(broken), broken[0])
+        return answers
+
+    def _answers(self, samples: Sequence[Sample], broken: list[Exception]) -> list[Parsed]:
+        """Return the true answers of samples; of those that cannot be read, what is wrong goes to `broken`."""
+        answers: list[Parsed] = []
+        for sample in samples:
             try:
                 answers.append(self._answer(sample))
             except (SampleError, ImageError) as error:
                 broken.append(error)
-        if broken:
-            _LOG.warning("%s: %d training samples are broken: %s", self.task.name, len(broken), broken[0])
         return answers
 
     def _training_samples(self, most: int = _GUESS_FROM, broken: list[Exception] | None = None) -> list[Sample]:
@@ -257,34 +293,53 @@ class Trial:
             return []
         found: list[Exception] = [] if broken is None else broken
         rows = range(len(store)) if self.task.select else range(0, len(store), 1 + len(store) // most)
-        kept = list(selected(_readable(store, rows, found.append), self.task.select))
+        try:
+            kept = list(selected(_readable(store, rows, found.append), self.task.select))
+        except ValueError as error:
+            _LOG.info("%s: nothing is known from training samples: %s", self.task.name, error)
+            return []
         return kept[:: 1 + len(kept) // most]
 
     @cached_property
     def _closed_set(self) -> list[str]:
-        """Return the texts of the answers to be ranked; [] where every sample has choices of its own."""
+        """Return the texts of the answers to be ranked; [] where every sample has choices of its own.
+
+        Of answers that differ in their spelling alone, the most frequent spelling stands for all.
+        """
         if isinstance(self.task.options, list):
             return self.task.options
-        return sorted({str(truth) for truth in self.references.values()}) if self.task.options == "answers" else []
+        spelt: dict[str, list[str]] = {}
+        for truth in self.references.values() if self.task.options == "answers" else ():
+            spelt.setdefault(normalise(str(truth)), []).append(str(truth))
+        return [most_frequent(spelt[answer]) for answer in sorted(spelt)]
 
     def _record(self, sample: Sample, condition: str, text: str, parsed: Parsed | None, expected: Parsed) -> Record:
-        words, boxes = _question(sample)
         return {
-            "id": sample.id,
-            "task": self.task.name,
+            **self._about(sample),
             "control": condition,
-            "patient": sample.patient,
-            "modality": sample.meta.modality,
-            "answer_type": sample.meta.answer_type,
-            "groups": {key: value for key in self.task.groups if (value := meta_value(sample, key))},
             "media": [],
-            "question": words,
-            "question_boxes": boxes,
             "answer": text,
             "parsed": parsed,
             "reference": expected,
             "scores": {},
         }
+
+    def _about(self, sample: Sample) -> Record:
+        """Return what all records of a sample have in common, made once for all of them."""
+        if sample.id not in self._common:
+            words, boxes = _question(sample)
+            self._common[sample.id] = {
+                "id": sample.id,
+                "task": self.task.name,
+                "control": "",
+                "patient": sample.patient,
+                "modality": sample.meta.modality,
+                "answer_type": sample.meta.answer_type,
+                "groups": {key: value for key in self.task.groups if (value := meta_value(sample, key))},
+                "question": words,
+                "question_boxes": boxes,
+            }
+        return self._common[sample.id]
 
 
 def _readable(store: SampleStore, rows: Sequence[int], on_error: Callable[[SampleError], None]) -> Iterator[Sample]:

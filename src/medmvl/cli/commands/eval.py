@@ -38,7 +38,7 @@ def _eval() -> None:
     medmvl eval transformers:/models/llava slake/vqa --out scores/llava     another framework's checkpoint
     medmvl eval run --help                                                  all options
     medmvl eval compare scores/a scores/b                                   which one is better, and how sure is that
-    medmvl eval table scores/a scores/b --reported                          one table, published numbers beside
+    medmvl eval table scores/a scores/b --suite medm_vl_2d --reported       one table, published numbers beside
     """
 
 
@@ -63,22 +63,25 @@ def evaluate(
     samples: Annotated[
         Path | None, typer.Option(help="File of samples (JSON list or JSONL) asked in place of the tasks' sources.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Ask at most so many samples of each task.")] = None,
-    shots: Annotated[int | None, typer.Option(help="Answered examples before each question.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions handed to the model at once.")] = 256,
-    resamples: Annotated[int, typer.Option(help="Bootstrap draws per interval.")] = 1000,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask at most so many samples of each task.")] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="Answered examples before each question.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions handed to the model at once.")] = 256,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws per interval.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of limits, shuffles, shots and bootstrap draws.")] = 0,
     metric_option: Annotated[
         list[str] | None,
         typer.Option(metavar="METRIC.KEY=VALUE", help="Option of a metric: bertscore_f1.model=/models/roberta-large."),
     ] = None,
-    boxes: Annotated[
-        str | None, typer.Option(help="How an engine other than a bundle writes boxes: 0-1000, absolute, qwen, ...")
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Setting of an engine (docs/engines.md): boxes=qwen, slices=16, rows=4."
+        ),
     ] = None,
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Let an endpoint on another machine see questions and pictures.")
     ] = False,
-    processes: Annotated[int, typer.Option(help="Processes on this machine that share the questions.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine that share the questions.")] = 1,
     prepared: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps prepared volumes, as run.prepared of a recipe; default: none."),
@@ -93,19 +96,13 @@ def evaluate(
     medmvl eval my_bundle brain_atlas/side my_task.yaml --limit 200
     medmvl eval predictions:answers.jsonl slake/vqa --data data --out scores/other_system
     """
-    from medmvl.core.processes import start_ranks, wait_for_ranks
+    from medmvl.core.processes import run_ranks
     from medmvl.eval.run import evaluate
     from medmvl.eval.table import print_table
     from medmvl.eval.team import speaks, started
 
     if processes > 1 and not started():
-        crew = start_ranks([sys.executable, "-m", "medmvl", *sys.argv[1:]], processes)
-        try:
-            raise typer.Exit(wait_for_ranks(crew))
-        finally:
-            for process in crew:
-                process.terminate()
-    options = {"boxes": boxes} if boxes is not None else {}
+        raise typer.Exit(run_ranks([sys.executable, "-m", "medmvl", *sys.argv[1:]], processes))
     scores = evaluate(
         target,
         tasks,
@@ -122,7 +119,7 @@ def evaluate(
         allow_code=allow_code or (),
         allow_remote=allow_remote,
         prepared=prepared,
-        **options,
+        **_engine_options(engine_option or []),
     )
     if speaks():
         from medmvl.cli.screen import console
@@ -140,19 +137,38 @@ app.command("compare")(compare)
 app.command("table")(table)
 
 
+def _engine_options(given: list[str]) -> dict[str, Any]:
+    """Return "key=value" as key -> value, read as YAML.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    options = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (equals and key):
+            raise ValueError(f"--engine-option {text!r}: write KEY=VALUE, as slices=16")
+        options[key] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    from medmvl.core.config import load_yaml
+
+    return load_yaml(f"value: {text}")["value"]
+
+
 def _metric_options(given: list[str]) -> dict[str, dict[str, Any]]:
     """Return "metric.key=value" as metric -> key -> value; values are read as YAML, so that 3 is a number.
 
     Raises:
         ValueError: not of that form.
     """
-    from medmvl.core.config import load_yaml
-
     options: dict[str, dict[str, Any]] = {}
     for text in given:
         name, equals, value = text.partition("=")
         metric, dot, key = name.rpartition(".")
         if not (equals and dot and metric and key):
             raise ValueError(f"--metric-option {text!r}: write METRIC.KEY=VALUE, as bertscore_f1.model=/models/roberta")
-        options.setdefault(metric, {})[key] = load_yaml(f"value: {value}")["value"]
+        options.setdefault(metric, {})[key] = _value(value)
     return options

@@ -1,9 +1,11 @@
 """Engine `bundle`: our own models, and anything in Python that answers samples as a bundle does."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from medmvl import __version__
 from medmvl.core.boxes import Coords
 from medmvl.core.schema import Sample, SampleError
 from medmvl.eval.engines.engine import Answered, Opening
@@ -42,6 +44,7 @@ class BundleEngine:
         self.processor = model.processor
         self.name = name or type(model).__name__
         self.hash: str = getattr(model, "hash", "")
+        self.identity = _identity(model, self.hash)
 
     def answer(self, prompts: Sequence[Sample], settings: Generation) -> Answered:
         """See `Engine.answer`."""
@@ -88,6 +91,16 @@ def open_bundle(address: str, opening: Opening) -> BundleEngine:
     from medmvl.bundle import load
 
     return BundleEngine(load(Path(address), device=opening.device, allow_code=opening.allow_code), address)
+
+
+def _identity(model: Answering, weights: str) -> str:
+    """Return what names all that decides an answer of a bundle; "" where a model does not tell its weights."""
+    fingerprint, config = getattr(model.processor, "fingerprint", None), getattr(model, "config", None)
+    if not weights or fingerprint is None or config is None:
+        return weights
+    dtype = next(model.model.parameters()).dtype  # type: ignore[attr-defined]
+    parts = [weights, fingerprint(), config.model_dump_json(), str(dtype), __version__]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _chunks(count: int) -> Iterator[range]:

@@ -40,7 +40,9 @@ class Engine(Protocol):
 
     Attributes:
         name: what tables and provenance call it.
-        hash: names the model's weights (or the file, or endpoint and model); answers are re-used only under one hash.
+        hash: names the model's weights (or the file, or endpoint and model).
+        identity: names all that decides an answer: weights, how questions are put to them, versions. Answers are
+            re-used only under one identity; "" where nobody knows it, and then they are not.
         remote: answers come from another machine: data that must not leave this one is refused.
         asks: it can be asked anything; False for answers that were written down before, of which only those to the
             questions as they are exist, so that controls and probes make no sense.
@@ -48,6 +50,7 @@ class Engine(Protocol):
 
     name: str
     hash: str
+    identity: str
     remote: bool
     asks: bool
 

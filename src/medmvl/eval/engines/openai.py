@@ -32,6 +32,7 @@ class OpenAIEngine:
         self.name, self.remote = f"openai:{endpoint.name}", endpoint.remote
         # The weights behind an endpoint cannot be seen: answers are re-used as long as its model keeps its name.
         self.hash = hashlib.sha256(json.dumps([endpoint.url, endpoint.model, slices, boxes]).encode()).hexdigest()
+        self.identity = self.hash
 
     def answer(self, prompts: Sequence[Sample], settings: Generation) -> Answered:
         """See `Engine.answer`."""

@@ -65,6 +65,7 @@ class PredictionsEngine:
         self._lines = _read(Path(path), content)
         self.name = f"predictions:{path}"
         self.hash = hashlib.sha256(content).hexdigest()
+        self.identity = self.hash
 
     def answer(self, prompts: Sequence[Sample], settings: Generation) -> Answered:
         """Yield what the file says to each sample; how answers were produced is not up to us."""

@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
+from medmvl import __version__
 from medmvl.core.boxes import BOX_FORMATS, Coords, box_format_name
 from medmvl.core.schema import Sample, SampleError
 from medmvl.eval.engines.chat import Chat, Continuation, Prompt
@@ -55,13 +57,13 @@ class TransformersEngine:
 
     Answers are plain greedy ones (or drawn at the asked temperature, each sample from its own stream): penalties and
     samplers that a checkpoint's generation_config recommends are not applied, its end tokens are. Greedy answers do not
-    depend on `batch_size`.
+    depend on `rows`.
 
     Args:
         folder: of the checkpoint: config.json, *.safetensors, the processor's files and chat_template.jinja.
         device: where the model goes.
         dtype: of the weights.
-        batch_size: answers written, or options ranked, at the same time.
+        rows: answers written, or options ranked, at the same time.
         slices, boxes: how it sees volumes and boxes; see `pictures.Pictures`.
 
     Raises:
@@ -78,15 +80,13 @@ class TransformersEngine:
         folder: str | Path,
         device: str = "cpu",
         dtype: str = "float32",
-        batch_size: int = 8,
+        rows: int = 8,
         slices: int = SLICES,
         boxes: str = BOXES,
     ) -> None:
-        if dtype not in _DTYPES or batch_size < 1:
-            raise ValueError(
-                f"dtype is one of {', '.join(_DTYPES)} and batch_size at least 1; got {dtype!r} and {batch_size}"
-            )
-        self._slices, self._batch_size = slices, batch_size
+        if dtype not in _DTYPES or rows < 1:
+            raise ValueError(f"dtype is one of {', '.join(_DTYPES)} and rows at least 1; got {dtype!r} and {rows}")
+        self._slices, self._rows = slices, rows
         self._boxes = BOX_FORMATS[box_format_name(boxes)]
         Pictures(slices, self._boxes)  # complains about what is no number of slices, before anything is loaded
         folder = Path(folder)
@@ -100,11 +100,12 @@ class TransformersEngine:
         self._takes_some_logits = True
         self.name = f"transformers:{folder}"
         self.hash = _hash(folder, [dtype, slices, boxes])
+        self.identity = f"{self.hash} {__version__} {version('transformers')}"
 
     def answer(self, prompts: Sequence[Sample], settings: Generation) -> Answered:
         """See `Engine.answer`."""
         pictures = Pictures(self._slices, self._boxes)
-        together = 1 if settings.temperature else self._batch_size  # a draw must not depend on its neighbours
+        together = 1 if settings.temperature else self._rows  # a draw must not depend on its neighbours
         for start in range(0, len(prompts), together):
             asked: dict[int, Prompt] = {}
             for place in range(start, min(start + together, len(prompts))):
@@ -135,8 +136,8 @@ class TransformersEngine:
                     place,
                     [
                         score
-                        for start in range(0, len(jobs), self._batch_size)
-                        for score in self._score(jobs[start : start + self._batch_size])
+                        for start in range(0, len(jobs), self._rows)
+                        for score in self._score(jobs[start : start + self._rows])
                     ],
                 )
             except SampleError as error:
@@ -243,7 +244,7 @@ class TransformersEngine:
             return call(**inputs)
         except torch.OutOfMemoryError as error:
             raise EngineError(
-                f"{self.name}: out of memory with {len(inputs['input_ids'])} prompts at once; give a smaller batch_size"
+                f"{self.name}: out of memory with {len(inputs['input_ids'])} prompts at once; give a smaller rows"
             ) from error
 
 
@@ -268,11 +269,11 @@ def open_transformers(
     opening: Opening,
     boxes: str = BOXES,
     slices: int = SLICES,
-    batch_size: int = 8,
+    rows: int = 8,
     dtype: str = "float32",
 ) -> TransformersEngine:
     """Open a checkpoint's folder; see `TransformersEngine`."""
-    return TransformersEngine(address, opening.device, dtype, batch_size, slices, boxes)
+    return TransformersEngine(address, opening.device, dtype, rows, slices, boxes)
 
 
 def _config(folder: Path) -> PreTrainedConfig:

@@ -189,15 +189,14 @@ JUDGE = Family(
         "repeats": "judgements of each answer by each model; default: 1",
         "temperature": "of the judge; above 0 repeats differ; default: 0",
         "max_tokens": "longest judgement; default: 512",
-        "allow_remote": "whether the endpoint may be another machine; default: false",
         "concurrency": "requests under way at the same time; default: 8",
         "retries": "further tries after a failure that may pass; default: 5",
         "timeout": "seconds for one try; default: 120",
         "backoff": "seconds before the second try, doubled for each further one; default: 1",
         "token_limit": "max_tokens or max_completion_tokens, as the endpoint calls it",
-        "keep": "folder in which judgements are kept, so that the same evaluation asks only for new ones",
     },
     lower_is_better=frozenset({"judge_unparsed"}),
+    sends_away=sends_away,
 )
 """Scores from 0 to 1 by one judge or several, how often they gave none, and how far they agree.
 

@@ -107,12 +107,16 @@ class Family:
         options: names of the options it takes, each with a line about it; a task or a caller gives them.
         lower_is_better: names of those of its metrics that are errors.
         unbounded: names of those whose scores are no shares of 1 and may pass it, such as CIDEr.
+        sends_away: for metrics that ask a model behind an endpoint: (options) -> whether it is on another machine.
+            `measure` is then also given `allow_remote`, and `keep`, a folder for what was asked; neither is an option,
+            so that no file of tasks or scores can set it.
     """
 
     measure: Callable[..., Mapping[str, Statistics]]
     options: Mapping[str, str] = field(default_factory=dict)
     lower_is_better: frozenset[str] = frozenset()
     unbounded: frozenset[str] = frozenset()
+    sends_away: Callable[[Mapping[str, Any]], bool] | None = None
 
 
 def each(function: Callable[[Any, Any], float], answers: Answers) -> Mean:

@@ -156,7 +156,10 @@ def refuse_unknown(options: Options) -> None:
 
 
 def measure(
-    names: Iterable[str], answers: Answers, options: Options | None = None
+    names: Iterable[str],
+    answers: Answers,
+    options: Options | None = None,
+    acting: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Statistics], dict[str, str]]:
     """Apply metrics, those of one family together.
 
@@ -164,9 +167,11 @@ def measure(
         names: metric names of `METRICS`, or dotted paths of the user's own functions.
         answers: what was said and what is true.
         options: metric name -> its options.
+        acting: what those may do that ask a model behind an endpoint (see `Family.sends_away`).
 
     Returns:
-        name -> statistics, and name -> what is missing for those that cannot be computed here.
+        name -> statistics, and name -> what is missing for those that cannot be computed here, or how they failed: one
+        metric loses no other.
 
     Raises:
         LookupNameError: a name is unknown.
@@ -179,21 +184,38 @@ def measure(
     for name in names:
         metric = find(name)
         if not isinstance(metric, Family):
-            found[name] = each(metric, answers)
+            try:
+                found[name] = each(metric, answers)
+            except Exception as error:  # the user's own function, after hours of asking
+                missing[name] = f"failed with {type(error).__name__}: {error}"
             continue
-        given = dict((options or {}).get(name, {}))
+        given = dict((options or {}).get(name, {})) | (acting or {} if metric.sends_away else {})
         key = (id(metric), repr(sorted(given.items())))
         if key not in families:
             try:
                 families[key] = metric.measure(answers, **given)
             except MetricUnavailable as error:
                 families[key] = str(error)
+            except Exception as error:
+                families[key] = f"failed with {type(error).__name__}: {error}"
         made = families[key]
         if isinstance(made, str):
             missing[name] = made
         else:
             found[name] = made[name]
     return found, missing
+
+
+def acts(name: str) -> bool:
+    """Tell whether a metric asks a model behind an endpoint."""
+    metric = find(name)
+    return isinstance(metric, Family) and metric.sends_away is not None
+
+
+def sends_away(name: str, options: Mapping[str, Any]) -> bool:
+    """Tell whether a metric shows questions and answers to another machine."""
+    metric = find(name)
+    return isinstance(metric, Family) and metric.sends_away is not None and metric.sends_away(options)
 
 
 def lower_is_better(name: str) -> bool:
