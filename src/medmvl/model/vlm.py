@@ -1,16 +1,15 @@
 """The vision-language model: towers turn pixels into tokens, the LLM reads them among the words, the loss is inside."""
 
-import inspect
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from medmvl.core.layout import Layout
-from medmvl.model import attention
+from medmvl.model import attention, head
 from medmvl.model.families import packable, position_limit, position_table
 
 
@@ -45,13 +44,11 @@ class VLMOutput(NamedTuple):
 
     Attributes:
         loss: scalar fp32, sum of the token losses over the normalizer.
-        token_losses: fp32 [S], negative log-likelihood of each target.
-        logits: [S, vocabulary], in the LLM's own precision.
+        token_losses: fp32 [S], negative log-likelihood of each target; a report, not differentiable.
     """
 
     loss: Tensor
     token_losses: Tensor
-    logits: Tensor
 
 
 class VLM(nn.Module):
@@ -70,7 +67,6 @@ class VLM(nn.Module):
         """Longest sample that may share a row with others; None for any, 0 for none."""
         self.longest = position_table(llm.config)
         """Longest sample that the LLM has positions for, answer included; None for any."""
-        self._selects = "logits_to_keep" in inspect.signature(llm.forward).parameters
 
     def check_max_tokens(self, max_tokens: int) -> None:
         """Raise ValueError for a longest sample that is longer than the LLM has positions for."""
@@ -112,7 +108,8 @@ class VLM(nn.Module):
             pixels: tower -> [M, C, ...]. A tower without places still runs, with weight zero: under sharding every
                 rank must call every tower equally often.
             media_positions: tower -> long [M * num_tokens], where its tokens go.
-            logit_index: long [S], the token that predicts target s; logits are computed there only.
+            logit_index: long [S], the token that predicts target s; logits are computed there only, and never all at
+                once.
             targets: long [S].
             normalizer: what the summed loss is divided by, usually the supervised tokens of the whole optimizer step;
                 None for the sum.
@@ -123,10 +120,9 @@ class VLM(nn.Module):
         Raises:
             ValueError: media and places do not match, or the LLM cannot run this row packed.
         """
-        logits = self.logits(ids, positions, layout, pixels, media_positions, logit_index, questions, features)
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
-        loss = losses.sum() if normalizer is None else losses.sum() / normalizer
-        return VLMOutput(loss, losses, logits)
+        embeddings = self.embed(ids, pixels, media_positions, questions, features)
+        states = self._states(embeddings, positions, layout, logit_index)
+        return VLMOutput(*head.losses(self.llm, states, targets, normalizer))
 
     def logits(
         self,
@@ -141,17 +137,7 @@ class VLM(nn.Module):
     ) -> Tensor:
         """Return the logits [S, vocabulary] at `logit_index`; arguments and errors as for `forward`."""
         embeddings = self.embed(ids, pixels, media_positions, questions, features)
-        if not self.packable:
-            return self._alone(embeddings, layout, logit_index)
-        self._check_length(layout)
-        output = self.llm(
-            inputs_embeds=embeddings,
-            position_ids=positions,
-            layout=layout,
-            logits_to_keep=logit_index,
-            use_cache=False,
-        )
-        return output.logits[0]
+        return head.logits(self.llm, self._states(embeddings, positions, layout, logit_index))
 
     def embed(
         self,
@@ -209,13 +195,15 @@ class VLM(nn.Module):
                 f"whole row; keep max_tokens at most {self.position_limit}, or give each sample a row of its own"
             )
 
-    def _alone(self, embeddings: Tensor, layout: Layout, logit_index: Tensor) -> Tensor:
-        """Run an LLM that cannot be packed, with its own attention, on one sample."""
+    def _states(self, embeddings: Tensor, positions: Tensor, layout: Layout, logit_index: Tensor) -> ModelOutput:
+        """Run the LLM's body; return its last hidden states at `logit_index`."""
+        if self.packable:
+            self._check_length(layout)
+            inputs = {"position_ids": positions, "layout": layout}
+            return head.states(self.llm, logit_index, inputs_embeds=embeddings, **inputs)
         if len(layout.segments) > 1:
             raise ValueError(
                 f"this row holds {len(layout.segments)} segments, but the LLM runs one sample at a time "
                 f"({self.why_packable}); give rows of one sample"
             )
-        if self._selects:
-            return self.llm(inputs_embeds=embeddings, logits_to_keep=logit_index, use_cache=False).logits[0]
-        return self.llm(inputs_embeds=embeddings, use_cache=False).logits[0, logit_index]
+        return head.states(self.llm, logit_index, inputs_embeds=embeddings)

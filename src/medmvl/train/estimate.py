@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from medmvl.model.encoders.base import recomputable
+from medmvl.model.head import chunk_tokens
 from medmvl.model.tune import parts
 from medmvl.model.vlm import VLM
 
@@ -85,13 +86,14 @@ def memory(
 def _kept_by(
     part: str, model: VLM, trainable: Mapping[str, bool], row_tokens: int, value: int, checkpointing: Sequence[str]
 ) -> int:
-    """Bytes that a part keeps between forward and backward of one row; with the LLM, those of the logits."""
+    """Bytes that a part keeps between forward and backward of one row; with the LLM, those of a chunk of logits."""
     recomputed = any(fnmatchcase(part, pattern) for pattern in checkpointing)
     if part == "llm":
-        vocabulary = model.llm.get_input_embeddings().num_embeddings
-        # The logits, their fp32 copy and its gradient.
-        logits = row_tokens // _SUPERVISED * vocabulary * (value + 2 * _MASTER)
-        return logits + _kept(model.llm, row_tokens, value, trainable[part], recomputed)
+        words = model.llm.get_output_embeddings().weight
+        # The logits, their fp32 copy and its gradient; then the gradient of the head, made before that of the body.
+        chunk = min(row_tokens // _SUPERVISED, chunk_tokens(len(words)))
+        head = chunk * len(words) * (value + 2 * _MASTER) + words.requires_grad * words.numel() * _MASTER
+        return head + _kept(model.llm, row_tokens, value, trainable[part], recomputed)
     name, _, kind = part.partition(".")
     tower = model.towers[name]
     encoder = getattr(tower.encoder, "shares", None) or f"{name}.encoder"

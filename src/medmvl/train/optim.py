@@ -62,7 +62,7 @@ def build_optimizer(groups: Sequence[Mapping[str, object]], weight_decay: float)
         raise ValueError(
             "nothing is trained: every part of the tuning table is frozen; name at least one part under `tune`."
         )
-    return torch.optim.AdamW(split, betas=(0.9, 0.999), eps=1e-8)
+    return torch.optim.AdamW(split, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:

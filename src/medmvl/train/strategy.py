@@ -199,7 +199,7 @@ class Engine:
             self._load_moments_zero3(moments, steps)
             return
         for name, parameter in self._trainable():
-            state: dict[str, torch.Tensor] = {"step": torch.tensor(float(steps))}
+            state: dict[str, torch.Tensor] = {"step": torch.tensor(float(steps), device=parameter.device)}
             for moment in _MOMENTS:
                 state[moment] = _like(parameter, moments[f"{moment}.{name}"])
             self.optimizer.state[parameter] = state
@@ -210,7 +210,7 @@ class Engine:
         zero = self.module.optimizer
         for flat in zero.fp32_partitioned_groups_flat:
             state = {moment: torch.zeros_like(flat.data) for moment in _MOMENTS}
-            zero.optimizer.state[flat] = {"step": torch.tensor(float(steps)), **state}
+            zero.optimizer.state[flat] = {"step": torch.tensor(float(steps), device=flat.device), **state}
         for name, parameter in self._trainable():
             for moment in _MOMENTS:
                 # DeepSpeed's own setter for whole tensors fails where the last rank's share is padded
