@@ -104,7 +104,7 @@ def test_errors_are_messages_and_debug_shows_where() -> None:
     short = subprocess.run(command, capture_output=True, text=True)
     assert (short.returncode, short.stdout) == (2, "")
     assert short.stderr == "medmvl list: unknown kind 'recips'; did you mean 'recipes'? " \
-        "Choices: connectors, datasets, encoders, recipes, schema, tasks, templates\n"  # fmt: skip
+        "Choices: connectors, datasets, encoders, recipes, schema, suites, tasks, templates\n"  # fmt: skip
     long = subprocess.run([*command, "--debug"], capture_output=True, text=True)
     assert long.returncode != 0 and "Traceback" in long.stderr
 

@@ -13,8 +13,9 @@ from chat_server import Reply, serving
 from medmvl.core.schema import Sample
 from medmvl.data.store import write_samples
 from medmvl.eval.answered import AnswerLog
-from medmvl.eval.compare import compare
+from medmvl.eval.compare import compare, comparison_grid
 from medmvl.eval.run import evaluate
+from medmvl.eval.summary import read_runs, task_grid
 from medmvl.eval.task import Task
 from medmvl.eval.trial import Trial
 from paper_model import PaperModel, write_store
@@ -189,3 +190,14 @@ def test_shots_and_limits_are_told(tmp_path: Path) -> None:
     scores = evaluate(PaperModel(samples), SIDE, roots=[tmp_path], resamples=10, shots=1, limit=4)
     assert scores["provenance"]["limit"] == 4
     assert scores["tasks"][SIDE]["asked"]["shots"] == 1
+
+
+def test_a_comparison_tells_what_was_not_asked_alike(tmp_path: Path) -> None:
+    samples = write_store(tmp_path / "brain_atlas")
+    for name, shots in (("x", 0), ("y", 1)):
+        evaluate(PaperModel(samples), SIDE, tmp_path / name, roots=[tmp_path], resamples=10, shots=shots)
+    found = compare(tmp_path / "x", tmp_path / "y", resamples=20)
+    assert "shots 0" in found["tasks"][SIDE]["asked"]["a"] and "shots 1" in found["tasks"][SIDE]["asked"]["b"]
+    told = " ".join(comparison_grid(found).notes)
+    assert "was not asked alike" in told
+    assert any("Not asked alike" in note for note in task_grid(read_runs([f"x={tmp_path}/x", f"y={tmp_path}/y"])).notes)

@@ -15,7 +15,7 @@ from medmvl.eval.report import PREDICTIONS
 from medmvl.eval.scale import Scale, scale_of
 from medmvl.eval.scoring import answers_of
 from medmvl.eval.stats import holm, mcnemar, paired
-from medmvl.eval.summary import Entry, Run, read_runs
+from medmvl.eval.summary import Entry, Run, asked_text, read_runs
 
 _KEPT = ("parsed", "reference", "question", "likelihoods", "patient")  # of a record
 _SHOWN = 5  # ids in a message or note
@@ -204,6 +204,7 @@ def _task(
         "n": len(common),
         "patients": len(set(patients)),
         "primary": entries[0]["primary"],
+        "asked": {side: asked_text(entry) for side, entry in zip("ab", entries, strict=True)},
         "only_in_a": _alone(name, answered[0], answered[1], runs[1]),
         "only_in_b": _alone(name, answered[1], answered[0], runs[0]),
         "metrics": {
@@ -365,6 +366,8 @@ def _notes(comparison: Comparison, every: bool) -> Iterator[str]:
     if further and not every:
         yield f"{further} further comparisons: --metric NAME shows one metric, --out FILE writes all."
     for name, task in tasks.items():
+        if task["asked"]["a"] != task["asked"]["b"]:
+            yield f"{name} was not asked alike. {first}: {task['asked']['a']}; {second}: {task['asked']['b']}."
         for owner, side in ((first, "only_in_a"), (second, "only_in_b")):
             if task[side]:
                 yield f"{name}: left out {len(task[side]):,} that {owner} alone answered: {_some(task[side])}"

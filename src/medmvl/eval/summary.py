@@ -256,6 +256,10 @@ def _differences(runs: Sequence[Run], columns: Sequence[Column]) -> Iterator[str
         if len(set(versions.values())) > 1:
             told = ", ".join(f"{name} {version}" for name, version in versions.items())
             yield f"Not comparable: {task} was evaluated in several versions ({told})."
+        asked = {run.name: asked_text(run.tasks[task]) for run in runs if task in run.tasks}
+        if len(set(asked.values())) > 1:
+            told = "; ".join(f"{name}: {how}" for name, how in asked.items())
+            yield f"Not asked alike: {task} ({told})."
         counts = {run.name: run.tasks[task]["n"] for run in runs if task in run.tasks}
         if len(set(counts.values())) > 1:
             told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
@@ -266,6 +270,11 @@ def _differences(runs: Sequence[Run], columns: Sequence[Column]) -> Iterator[str
     for run in runs:
         if excluded := len(run.scores.get("excluded", ())):
             yield f"{run.name}: {excluded:,} questions could not be asked; its scores.json lists them."
+
+
+def asked_text(entry: Entry) -> str:
+    """Return how a task's questions were put."""
+    return ", ".join(f"{key} {value}" for key, value in entry.get("asked", {}).items())
 
 
 def _headline(run: Run, runs: Sequence[Run], condition: str) -> str:
