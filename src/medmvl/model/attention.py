@@ -253,19 +253,25 @@ def attend(
     sinks: Tensor | None,
 ) -> Tensor:
     """Softmax attention of [B, H, Q, D] over [B, H_kv, K, D] under `mask` (None: causal, Q == K)."""
-    repeats = query.shape[1] // key.shape[1]
-    if mask is None and softcap is None and sinks is None:
+    lines, heads, queries, width = query.shape
+    shared, repeats = key.shape[1], heads // key.shape[1]
+    plain = softcap is None and sinks is None
+    if mask is None and plain:
         return F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, scale=scaling, is_causal=query.shape[2] > 1, enable_gqa=repeats > 1
+            query, key, value, dropout_p=dropout, scale=scaling, is_causal=queries > 1, enable_gqa=repeats > 1
         )
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    if softcap is None and sinks is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     if mask is None:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return F.dropout(weigh(scores, mask, softcap, sinks), dropout) @ value
+        mask = torch.ones(queries, key.shape[2], dtype=torch.bool, device=query.device).tril()
+    # Heads that share keys become queries one after the other, which spares copying the keys for each of them.
+    folded = query.reshape(lines, shared, repeats * queries, width)
+    if plain:
+        tiled = mask.repeat(*[1] * (mask.ndim - 2), repeats, 1)
+        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=tiled, dropout_p=dropout, scale=scaling)
+    else:
+        scores = folded @ key.transpose(-1, -2) * (width**-0.5 if scaling is None else scaling)
+        weights = weigh(scores.view(lines, heads, queries, -1), mask, softcap, sinks).view(scores.shape)
+        out = F.dropout(weights, dropout) @ value
+    return out.reshape(lines, heads, queries, -1)
 
 
 def weigh(scores: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor | None) -> Tensor:
