@@ -201,7 +201,7 @@ def test_predict_tells_boxes_in_the_frame_of_the_file(
     }
     (tmp_path / "samples.jsonl").write_text(json.dumps(sample))
     said = "It is [10, 10, 60, 60]."
-    monkeypatch.setattr(Bundle, "generate", lambda self, samples, **_: [said] * len(samples))
+    monkeypatch.setattr(Bundle, "generate_each", lambda self, samples, **_: enumerate([said] * len(samples)))
     assert main(["predict", str(bundle), f"{tmp_path}/samples.jsonl", "--out", f"{tmp_path}/out.jsonl"]) == 0
     (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert row["prediction"] == said and row["reference_boxes"] == [[20, 10, 120, 60]]

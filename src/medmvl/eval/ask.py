@@ -61,7 +61,7 @@ def ask(
     requests: Sequence[Request],
     log: AnswerLog,
     team: Team | None = None,
-    batch_size: int = 256,
+    batch_size: int = 4096,
     model: str = "",
 ) -> list[Said]:
     """Return what the engine says to every request; answers that the log has are not asked for again.

@@ -45,7 +45,7 @@ def evaluate(
     samples: str | Path | None = None,
     limit: int | None = None,
     shots: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = 4096,
     resamples: int = 1000,
     seed: int = 0,
     metric_options: Options | None = None,

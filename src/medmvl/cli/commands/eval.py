@@ -65,7 +65,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask at most so many samples of each task.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Answered examples before each question.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions handed to the model at once.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions handed to the model at once.")] = 4096,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws per interval.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of limits, shuffles, shots and bootstrap draws.")] = 0,
     metric_option: Annotated[

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medmvl.bundle import Bundle
 
 app = new_app()
-_BATCH = 32
+_BATCH = 256  # lines are written in the order of the samples, so many at a time
 
 
 @app.command()
@@ -64,30 +64,16 @@ def _answers(model: "Bundle", asked: Sequence[Sample | SampleError], max_new_tok
     """Yield one row per sample, in order; a broken sample costs the others nothing."""
     for start in range(0, len(asked), _BATCH):
         batch = asked[start : start + _BATCH]
-        # Numbered, for files may give one id to several samples.
-        left = {
-            str(n): sample.prompt().model_copy(update={"id": str(n)})
-            for n, sample in enumerate(batch)
-            if isinstance(sample, Sample)
-        }
-        errors: dict[str, SampleError] = {}
-        answers: list[str] = []
-        while left:
-            try:
-                answers = model.generate(list(left.values()), max_new_tokens=max_new_tokens)
-                break
-            except SampleError as error:
-                errors[error.sample_id] = error
-                del left[error.sample_id]
-        found = dict(zip(left, answers, strict=True))
-        for number, sample in enumerate(batch):
-            if isinstance(sample, SampleError):
-                yield {"id": sample.sample_id, "error": str(sample)}
-            elif error := errors.get(str(number)):
-                yield {"id": sample.id, "error": str(SampleError(error.message, sample.id, error.path))}
-            else:
-                text = found[str(number)]
-                yield {"id": sample.id, "prediction": text, "reference": sample.answer} | _boxes(model, sample, text)
+        fine = [sample for sample in batch if isinstance(sample, Sample)]
+        said = dict(model.generate_each(fine, max_new_tokens=max_new_tokens))
+        answers = (said[place] for place in range(len(fine)))
+        for sample in batch:
+            answer = sample if isinstance(sample, SampleError) else next(answers)
+            if isinstance(answer, SampleError):
+                yield {"id": answer.sample_id, "error": str(answer)}
+            elif isinstance(sample, Sample):
+                row = {"id": sample.id, "prediction": answer, "reference": sample.answer}
+                yield row | _boxes(model, sample, answer)
 
 
 def _boxes(model: "Bundle", sample: Sample, prediction: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from medmvl.eval.engines.engine import Answered, Opening
 from medmvl.eval.metrics.metric import MetricUnavailable
 from medmvl.eval.task import Generation
 
-_AT_ONCE = 64  # samples of one call, whose answers are kept when a later call fails
+_AT_ONCE = 256  # samples of one call, whose answers are kept when a later call fails
 
 
 @runtime_checkable
@@ -20,7 +20,8 @@ class Answering(Protocol):
     """What a bundle can do, as far as an evaluation needs it.
 
     `processor.boxes_from_text(text, sample)` returns the boxes that an answer names, in the frame of the sample's file.
-    Attributes that it may have beside these: `hash` (names its weights), `score_options_each` (see `Bundle`).
+    Attributes that it may have beside these: `hash` (names its weights), `generate_each` and `score_options_each` (see
+    `Bundle`).
     """
 
     processor: Any
@@ -49,6 +50,9 @@ class BundleEngine:
     def answer(self, prompts: Sequence[Sample], settings: Generation) -> Answered:
         """See `Engine.answer`."""
         wanted = settings.model_dump()
+        if (each := getattr(self._model, "generate_each", None)) is not None:
+            yield from each(prompts, **wanted)
+            return
         for places in _chunks(len(prompts)):
             yield from _each(
                 prompts, places, lambda left: self._model.generate([prompts[place] for place in left], **wanted)
