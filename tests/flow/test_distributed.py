@@ -36,6 +36,25 @@ STAGES = (
 )
 
 VOLUME_STAGE = STAGES[2] | {"tune": {"llm": RATE, "image.*": RATE, "volume.*": RATE}}
+FROZEN = [
+    tiny_run.stage(f"frozen-{name}", steps=45, global_batch=2, data=data, tune={"llm": RATE, f"{name}.connector": RATE})
+    for name, data in (("image", MIXED), ("volume", VOLUMES))
+]
+READING = """
+from medmvl.imaging.features import FeatureStore
+from medmvl.model.encoders.conv import ConvEncoder
+from medmvl.train import loop
+from medmvl.train.run import main
+FeatureStore.seconds_to_read = lambda self, key: 0.0  # whatever else this machine does
+train, forward = loop.Loop.train, ConvEncoder.forward
+def train_without(self, progress):
+    ConvEncoder.forward = None  # no encoder may run
+    progress = train(self, progress)
+    ConvEncoder.forward = forward
+    return progress
+loop.Loop.train = train_without
+main()
+"""
 SHARED = {
     "encoder": "slices",
     "encoder_options": {"encoder": "image", "slices": tiny_run.DEPTH, "chunk": 3},
@@ -93,7 +112,7 @@ def weights(folder):
     return found
 
 
-def launch(root, name, *stages, tower=None, **run):
+def launch(root, name, *stages, tower=None, program=("-m", "medmvl.train.run"), **run):
     path = root / f"{name}.yaml"
     recipe = settings(root, name, *stages, **run)
     if tower is not None:
@@ -102,7 +121,7 @@ def launch(root, name, *stages, tower=None, **run):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
-        [*command, "-m", "medmvl.train.run", str(path), "--resume"],
+        [*command, *program, str(path), "--resume"],
         env=environment,
         timeout=LIMIT,
         capture_output=True,
@@ -153,6 +172,29 @@ def test_towers_of_two_encoders_learn_what_they_learn_alone(root, towers_alone, 
         assert f"{strategy} x 2" in done.stderr + done.stdout
         assert furthest(weights(root / f"{name}-{strategy}"), expected) <= CLOSE
     assert not any(name.startswith("towers.volume.encoder") for name in towers_alone["shared"][1])
+
+
+@pytest.fixture(scope="module")
+def computing_alone(root):
+    """Return what one process learns with frozen encoders, computing their features."""
+    return weights(train(settings(root, "computed", *FROZEN)))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
+def test_kept_features_teach_what_computed_ones_do(root, computing_alone, strategy):
+    """One rank has features, the other text alone; both complete the folder, and no encoder runs any more."""
+    if strategy == "zero3":
+        pytest.importorskip("deepspeed")
+    (root / "reading.py").write_text(READING)
+    kept = root / f"features-{strategy}"
+    program = [str(root / "reading.py")]
+    done = launch(root, f"kept-{strategy}", *FROZEN, strategy=strategy, features=str(kept), program=program)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert all(f"features of the {tower} encoder: kept in" in done.stderr for tower in ("image", "volume"))
+    assert furthest(weights(root / f"kept-{strategy}"), computing_alone) <= 20 * CLOSE  # 90 steps, each with rounding
+    assert furthest(weights_at_start(root), computing_alone) > 1e-2
+    stored = [line.split()[2] for file in kept.glob("*.jsonl") for line in file.open()]
+    assert len(stored) == len(set(stored)) > 3  # shared out: nothing was computed twice
 
 
 def test_what_fsdp2_gathers_to_validate_is_not_saved(root):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_run
-from medmvl.train.loop import TERMINATED, Stop
+from medmvl.imaging.features import FeatureStore
+from medmvl.train.loop import TERMINATED, Loop, Stop
 from medmvl.train.run import train
 
 KILLED = """
@@ -78,6 +80,45 @@ def interrupted(root, name, step, number, **run):
         start_new_session=True,
     )
     return path, done.returncode
+
+
+FROZEN = tiny_run.stage(
+    "frozen",
+    steps=30,
+    global_batch=4,
+    data=[{"source": "squares"}, {"source": "cubes"}],
+    tune={"llm": {"mode": "lora", "lr": 1e-2, "rank": 4, "dropout": 0.2}, "*.connector": {"mode": "full", "lr": 3e-3}},
+)
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_killed_run_with_kept_features_resumes_bit_for_bit(root, monkeypatch, emptied):
+    """Even where the folder was emptied before it is resumed."""
+    monkeypatch.setattr(FeatureStore, "seconds_to_read", lambda self, key: 0.0)
+    whole, part, kept = (root / f"{name}-{emptied}" for name in ("kept-whole", "kept-killed", "features"))
+    settings = {"volumes": True, "features": str(kept), "save_every": 5}
+    train(tiny_run.recipe(root, FROZEN, output=str(whole), **settings))
+    recipe = tiny_run.recipe(root, FROZEN, output=str(part), **settings)
+    monkeypatch.setattr(Loop, "_report", _raise_at(17))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    monkeypatch.undo()
+    monkeypatch.setattr(FeatureStore, "seconds_to_read", lambda self, key: 0.0)
+    if emptied:
+        shutil.rmtree(kept)
+    train(recipe, resume=True)
+    assert_same(part, whole)
+
+
+def _raise_at(step):
+    report = Loop._report
+
+    def report_and_leave(self, progress):
+        report(self, progress)
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return report_and_leave
 
 
 def final(folder):

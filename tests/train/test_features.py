@@ -197,6 +197,15 @@ def test_loss_and_gradients_are_equal_to_the_bit(root, tmp_path, monkeypatch, to
     assert found > 4
 
 
+def test_every_medium_of_the_stage_has_features(root, tmp_path):
+    """Even where an epoch does not pass over all of them, and where the stage is resumed in the middle."""
+    data = [{"source": "squares/side", "share": 1}, {"source": "cubes", "share": 2}]
+    settings = recipe(root, tmp_path / "run", stage(data=data))
+    objective, _ = prepare(settings, start=Position(1, 7))
+    for step, _ in zip(objective.order.steps(4, Position(1, 7)), range(60), strict=False):
+        assert not objective.preparer(step).refused
+
+
 def test_the_encoder_runs_for_no_row(root, tmp_path, monkeypatch):
     settings = recipe(root, tmp_path / "run")
     objective, _ = prepare(settings)

@@ -14,7 +14,7 @@ from medmvl.model import tune
 from medmvl.model.config import ModelConfig
 from medmvl.model.vlm import VLM
 
-_TOKENS_AT_ONCE = 8192
+_TOKENS_AT_ONCE, _MEDIA_AT_ONCE = 8192, 64
 _ABOUT_MEDIA = {"connector", "connector_options", "placeholder"}  # settings of a tower that are not its encoder's
 
 
@@ -74,7 +74,7 @@ class FrozenEncoder:
         self.encoder: nn.Module = model.towers[tower].encoder
         self._modules = [encoder for _, encoder in _used(model, tower)]
         self._device, self._precision = device, precision
-        self.at_once = max(1, _TOKENS_AT_ONCE // self.encoder.num_tokens)
+        self.at_once = min(_MEDIA_AT_ONCE, max(1, _TOKENS_AT_ONCE // self.encoder.num_tokens))
 
     def __enter__(self) -> FrozenEncoder:
         for module in self._modules:

@@ -131,11 +131,14 @@ class Features:
         if self.run.features is None or not self.preparers:
             return False
         self._plan(start, steps)
-        reasons = {name: why_computed(self.bundle.model, name, self.stage) for name in self._towers_shown()}
+        seen = self._towers_seen()
+        run = {*seen, *self.preparers[0].towers}  # a tower without media runs on blank ones
+        names = [name for name in self.bundle.model.towers if name in run]
+        reasons = {name: why_computed(self.bundle.model, name, self.stage) for name in names}
         with ExitStack() as stack:
             towers = [self._tower(name, stack) for name, reason in reasons.items() if reason is None]
             reasons |= self._judge(towers)
-            self._tell(towers, reasons)
+            self._tell(towers, {name: reason for name, reason in reasons.items() if name in seen})
             towers = [one for one in towers if reasons[one.name] is None]
             preparers = self._reading(towers)
             complete = not towers or self._complete(towers, preparers, stop)
@@ -146,27 +149,28 @@ class Features:
 
     def _plan(self, start: Position, steps: int) -> None:
         """Find out which samples are needed to see every medium of the stage once, and how often each is shown."""
-        order, size = self.objective.order, self.stage.global_batch
-        keys = [store.media_keys for store in order.stores]
+        order, drop = self.objective.order, self.preparers[0].drop_media
+        keys = [store.media_keys * (not dropped) for store, dropped in zip(order.stores, drop, strict=True)]  # 0: none
+        there = _distinct([store.path for store in order.stores], keys)
         first: dict[tuple[Path, int], Item] = {}
         groups = planned = 0
-        for step in islice(order.steps(size, start), min(steps, -(-len(order) // size) + 1)):
+        for step in islice(order.steps(self.stage.global_batch, start), steps):
             planned += 1
             for group in step.groups:
                 source, row = group[0]
-                key = int(keys[source][row])
-                if key and not self.preparers[0].drop_media[source]:
+                if key := int(keys[source][row]):
                     groups += 1
                     first.setdefault((order.stores[source].path, key), group[0])
+            if len(first) == there:
+                break
         self.shown = [(0, item) for item in first.values()]
         self.times = groups / max(1, len(first)) * steps / max(1, planned)
         for step in self.objective.held_out() if self.objective.held_out else ():
             self.shown += [(1, group[0]) for group in step.groups]
 
-    def _towers_shown(self) -> list[str]:
-        """Return the towers whose media the stage shows."""
-        seen = {medium.tower for one in self._some() for medium in _media(self.preparers, one)}
-        return [name for name in self.bundle.model.towers if name in seen]
+    def _towers_seen(self) -> set[str]:
+        """Return the towers that have media among some samples; another may have one all the same."""
+        return {medium.tower for one in self._some() for medium in _media(self.preparers, one)}
 
     def _some(self) -> list[Shown]:
         return self.shown[:: max(1, len(self.shown) // _LOOKED_AT)]
@@ -246,7 +250,7 @@ class Features:
             if reason is not None:
                 _LOG.info("features of the %s encoder: computed at every use: %s", name, reason)
         for one in towers:
-            if reasons[one.name] is None:
+            if one.name in reasons and reasons[one.name] is None:
                 todo = f"about {one.missing:,} to be computed first" if one.missing else "all there"
                 _LOG.info(
                     "features of the %s encoder: kept in %s, about %s media of %s, %s",
@@ -308,6 +312,14 @@ class Features:
         if self.engine.main and made and now - self._told > _OFTEN:
             self._told = now
             _LOG.info("features: %s computed, %.0f%% of the media seen", f"{made:,}", 100 * looked / of)
+
+
+def _distinct(files: Sequence[Path], keys: Sequence[np.ndarray]) -> int:
+    """Return how many media several sources have, given the file of each and the media keys of its rows, 0 for none."""
+    by_file: dict[Path, list[np.ndarray]] = {}
+    for file, own in zip(files, keys, strict=True):
+        by_file.setdefault(file, []).append(own)
+    return sum(np.count_nonzero(np.unique(np.concatenate(own))) for own in by_file.values())
 
 
 def _media(preparers: Sequence[ChatPreparer], shown: Shown) -> tuple[Media, ...]:
