@@ -95,6 +95,29 @@ def test_check_says_what_it_will_take(root: Path, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "prepared").exists()
 
 
+def test_check_says_whether_features_are_kept(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    learning = _written(root, tmp_path)
+    assert main(["check", learning]) == 0
+    assert "features of the volume encoder: computed at every use: its encoder learns" in capsys.readouterr().out
+    frozen = tiny_run.stage(data=[{"source": "cubes"}], tune={"*.connector": {"mode": "full", "lr": 1e-3}})
+    (tmp_path / "frozen.yaml").write_text(json.dumps(_recipe(root, tmp_path, frozen, features=str(tmp_path / "kept"))))
+    check = ["check", str(tmp_path / "frozen.yaml")]
+    assert main(check) == 0
+    shown = capsys.readouterr().out
+    assert f"features of the volume encoder: kept in {tmp_path}/kept where that saves time" in shown
+    assert "512 B each, about 10, 5.1 kB" in shown  # 4 slices of 2 x 2 tokens, 8 wide, in float32
+    assert "256 B each, about 10, 2.6 kB" in _printed(check, "run.precision=bf16", capsys)
+    assert "its encoder learns" not in shown
+    assert "computed at every use: run.features is null" in _printed(check, "run.features=null", capsys)
+    assert "media are augmented" in _printed(check, "stages.0.augmentation.noise=0.1", capsys)
+    assert not (tmp_path / "kept").exists()
+
+
+def _printed(command: list[str], override: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([*command, override]) == 0
+    return capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("never_read")
 def test_training_reads_what_was_prepared(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as readable:

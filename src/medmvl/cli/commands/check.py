@@ -214,7 +214,7 @@ def _print_prepared(
     if recipe.run.prepared is None:
         screen.print("prepared volumes: not kept (run.prepared is null), each use reads the file", soft_wrap=True)
         return
-    count = _count_volumes([one.store for one in sources if one.store is not None and one.data.media == "keep"])
+    count = _count_media(_stores(sources), "volume")
     folder = Path(recipe.run.prepared).absolute()
     free = shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
     many = f"about {count:,} of them, {bytes_text(count * size)}" if count else "how many, the missing data decides"
@@ -224,11 +224,44 @@ def _print_prepared(
     )
 
 
-def _count_volumes(stores: "Sequence[SampleStore]") -> int:
-    """Estimate the distinct volumes that stores show; several tasks of one store show the same ones."""
-    import numpy as np
+def _stores(sources: Sequence["Status"]) -> "list[SampleStore]":
+    """Return the stores at hand whose media are shown."""
+    return [one.store for one in sources if one.store is not None and one.data.media == "keep"]
 
-    from medmvl.core.schema import Volume
+
+def _print_features(
+    screen: "Console", recipe: "Recipe", stage: "Stage", sources: Sequence["Status"], built: "Built"
+) -> None:
+    """Print for each tower whether its features will be kept, and the space they take."""
+    from medmvl.core.log import bytes_text
+    from medmvl.model.frozen import feature_bytes
+    from medmvl.train.features import room, why_computed
+
+    folder = recipe.run.features
+    for name, tower in built.model.towers.items():
+        count = _count_media(_stores(sources), name)
+        if not count and _stores(sources):
+            continue
+        size = feature_bytes(tower.encoder, "bf16" if _in_bf16(recipe) else "fp32")
+        reason = why_computed(built.model, name, stage) or ("run.features is null" if folder is None else None)
+        if reason is None and folder is not None and count * size > room(folder):
+            reason = f"about {count:,} times {bytes_text(size)} is more than half of what is free in {folder}"
+        many = f"about {count:,}, {bytes_text(count * size)}" if count else "how many, the missing data decides"
+        kept = f"kept in {folder} where that saves time, which is measured when the stage begins: "
+        told = f"{kept}{bytes_text(size)} each, {many}" if reason is None else f"computed at every use: {reason}"
+        screen.print(f"features of the {name} encoder: {told}", markup=False, soft_wrap=True)
+
+
+def _in_bf16(recipe: "Recipe") -> bool:
+    import torch
+
+    precision = recipe.run.precision
+    return precision == "bf16" or (precision == "auto" and torch.cuda.is_available())
+
+
+def _count_media(stores: "Sequence[SampleStore]", kind: str) -> int:
+    """Estimate the distinct media of a kind that stores show; several tasks of one store show the same ones."""
+    import numpy as np
 
     rows: dict[Path, dict[int, tuple[SampleStore, int]]] = {}
     for store in stores:
@@ -238,11 +271,11 @@ def _count_volumes(stores: "Sequence[SampleStore]") -> int:
     count = 0.0
     for by_key in rows.values():
         looked = list(by_key.values())[:: max(1, len(by_key) // _LOOKED_AT)]
-        volumes: set[str] = set()
+        media: set[str] = set()
         for store, row in looked:
             with suppress(SampleError):
-                volumes.update(part.path for part in store[row].media if isinstance(part, Volume))
-        count += len(volumes) * len(by_key) / max(1, len(looked))
+                media.update(part.path for part in store[row].media if part.type == kind)
+        count += len(media) * len(by_key) / max(1, len(looked))
     return round(count)
 
 
@@ -292,6 +325,8 @@ def _print_stage(
     running = None if stage.objective == "chat" else [part for part in learns if part.endswith(".encoder")]
     in_full = [pattern for one in recipe.stages for pattern, rule in one.tune.items() if rule.mode == "full"]
     halved = [part for part in learns if not any(matches([part], pattern) for pattern in in_full)]
+    if stage.objective == "chat":
+        _print_features(screen, recipe, stage, sources, built)
     _print_memory(screen, recipe, built, learns, devices, running, halved)
     if looked.share_refused <= recipe.run.max_refused:
         return []
@@ -397,7 +432,7 @@ def _print_memory(
     run = recipe.run
     visible = max(1, torch.cuda.device_count())
     number = devices or visible
-    bf16 = run.precision == "bf16" or (run.precision == "auto" and torch.cuda.is_available())
+    bf16 = _in_bf16(recipe)
     needs = memory(built.model, learns, run.row_tokens, bf16, run.activation_checkpointing, number, running, halved)
     unit, unit_name = (_GIB, "GiB") if max(need.total for need in needs.values()) > _GIB else (_GIB / 1024, "MiB")
     table = _table("strategy", ">weights", ">gradients", ">optimizer", ">activations", f">{unit_name} per device")

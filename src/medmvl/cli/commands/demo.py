@@ -109,6 +109,7 @@ def _train(recipe: str, out: Path, folder: Path, seed: int, overrides: list[str]
         f"run.output={json.dumps(str(folder))}",
         f"run.data_roots={json.dumps([str(out / 'data')])}",
         f"run.seed={seed}",
+        f"run.features={json.dumps(str(out / 'features'))}",
         f"model.llm.tokenizer={json.dumps(str(out / 'tokenizer'))}",
     ]
     return train(recipe, overrides=[*settings, *overrides], resume=(folder / "checkpoints").is_dir())
