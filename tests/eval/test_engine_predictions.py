@@ -101,7 +101,7 @@ def test_files_that_are_none_say_so(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="holds no predictions"):
         PredictionsEngine(written(tmp_path, b"", b"  "))
     (tmp_path / "wide.jsonl").write_text('{"id": "x", "prediction": "yes"}\n', encoding="utf-16")
-    with pytest.raises(EngineError, match=r"wide.jsonl:1: is not UTF-8"):
+    with pytest.raises(EngineError, match=r"wide.jsonl: is UTF-16"):
         PredictionsEngine(tmp_path / "wide.jsonl")
 
 

@@ -16,6 +16,7 @@ from medmvl.eval.answered import AnswerLog
 from medmvl.eval.compare import compare, comparison_grid
 from medmvl.eval.run import evaluate
 from medmvl.eval.summary import read_runs, task_grid
+from medmvl.eval.table import print_table
 from medmvl.eval.task import Task
 from medmvl.eval.trial import Trial
 from paper_model import PaperModel, write_store
@@ -201,3 +202,34 @@ def test_a_comparison_tells_what_was_not_asked_alike(tmp_path: Path) -> None:
     told = " ".join(comparison_grid(found).notes)
     assert "was not asked alike" in told
     assert any("Not asked alike" in note for note in task_grid(read_runs([f"x={tmp_path}/x", f"y={tmp_path}/y"])).notes)
+
+
+def test_boxes_of_a_bundle_score_the_same_through_a_file(tmp_path: Path) -> None:
+    samples = write_store(tmp_path / "brain_atlas")
+    scores = evaluate(PaperModel(samples), "brain_atlas/rec", tmp_path / "a", roots=[tmp_path], resamples=10)
+    rows = [json.loads(line) for line in (tmp_path / "a" / "predictions.jsonl").read_text().splitlines()]
+    wanted = scores["tasks"]["brain_atlas/rec"]["metrics"]
+    texts = [{"id": row["id"], "prediction": row["answer"]} for row in rows if row["control"] == ""]
+    read = [{"id": row["id"], "prediction": "?", "boxes": [row["parsed"]]} for row in rows if row["control"] == ""]
+    for lines in (texts, read):
+        file = tmp_path / "predictions.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        found = evaluate(f"predictions:{file}", "brain_atlas/rec", roots=[tmp_path], resamples=10)
+        assert found["tasks"]["brain_atlas/rec"]["metrics"] == wanted
+
+
+def test_a_majority_of_the_judged_answers_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = mine(tmp_path, [text_sample("a", "Is it?", "yes")])
+    scores = evaluate(Said({"a": "yes"}), task(), roots=[root], resamples=10)
+    assert scores["tasks"]["mine/vqa"]["majority_from"] == "test"
+    print_table(scores)
+    assert "majority knows the judged answers" in capsys.readouterr().out
+
+
+def test_what_was_left_out_is_told_where_people_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = mine(tmp_path, [text_sample("a", "Is it?", "yes"), text_sample("b", "Is that?", "no")])
+    file = tmp_path / "predictions.jsonl"
+    file.write_text('{"id": "a", "prediction": "yes"}\n{"id": "nobody", "prediction": "yes"}\n')
+    print_table(evaluate(f"predictions:{file}", task(), roots=[root], resamples=10))
+    told = capsys.readouterr().out
+    assert "not scored, Mine: 1 (no prediction)" in told and "whose ids no sample has: 1 (nobody" in told

@@ -82,6 +82,8 @@ def ask(
         EngineError: the engine cannot go on; what it answered is kept.
     """
     team, model = team or Team(), model or engine.hash
+    if not requests:
+        return []
     started = time.monotonic()
     keys = [_key(model, engine, request.prompt, request.task.generation) for request in requests]
     todo: dict[Generation, dict[str, int]] = defaultdict(dict)
@@ -169,12 +171,12 @@ def _said(log: AnswerLog, key: str, ranked: str) -> Said:
 def _report(requests: Sequence[Request], said: Sequence[Said], asked: int, seconds: float) -> None:
     failed = sum(one.error is not None for one in said)
     _LOG.info(
-        "%s: %d questions answered, %d of them now, in %.1f s%s",
+        "%s: %d questions, %d of them asked now, in %.1f s%s",
         _name(requests),
-        len(said) - failed,
+        len(said),
         asked,
         seconds,
-        f"; {failed} could not be asked" if failed else "",
+        f"; {failed} have no answer" if failed else "",
     )
 
 

@@ -68,7 +68,7 @@ def evaluate(
         tasks: names ("brain_atlas/side"), groups ("brain_atlas"), suites, YAML files, or tasks.
         out: folder that receives scores.json, predictions.jsonl, report.html and tables; None writes nothing.
         roots: folders in which the tasks' data sources lie; None: those of the recipe that made the bundle, and "data".
-        samples: a file of samples to ask in place of the tasks' sources.
+        samples: a file of samples to ask in place of the tasks' sources; their media lie in `roots`, or beside it.
         limit: ask at most so many samples of each task; the same patients in every task.
         shots: answered examples before each question, in place of what the tasks say.
         batch_size: samples handed to the model at once.
@@ -130,6 +130,7 @@ def evaluate(
         if isinstance(engine, PredictionsEngine):
             asked = [sample for trial in trials for sample in trial.samples.values()]
             scores["unused_predictions"] = list(engine.unmatched(asked).extra)
+            scores["provenance"]["boxes"] = engine.boxes_read_as
         if out is not None:
             _write(Path(out), scores, trials)
             write_tables(out)

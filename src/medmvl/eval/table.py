@@ -1,5 +1,6 @@
 """Scores as a table in the terminal, and in a line for each group of tasks."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,8 +90,33 @@ def print_table(scores: Mapping[str, Any], console: Console | None = None) -> No
         console.print("\n" + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     for line in (*probe_lines(scores), *missing_lines(scores)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if scores["excluded"]:
-        console.print(f"questions that could not be asked, listed in scores.json: {len(scores['excluded'])}")
+    for line in (*excluded_lines(scores), *_majority_lines(scores)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def excluded_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Return a line for each reason why questions have no score, and one for predictions that no sample asked for."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for one in scores["excluded"]:
+        title = scores["tasks"][one["task"]]["title"] if one["task"] in scores["tasks"] else one["task"]
+        counts[title, one["control"], one["reason"].partition(": ")[2] or one["reason"]] += 1
+    told: dict[tuple[str, str], Counter[str]] = {}
+    for (title, control, reason), count in counts.items():
+        told.setdefault((title, control), Counter())[reason] += count
+    lines = []
+    for (title, control), reasons in told.items():
+        most, _ = reasons.most_common(1)[0]
+        under = f" under {control.replace('_', ' ')}" if control else ""
+        lines.append(f"not scored{under}, {title}: {reasons.total():,} ({most}{', ...' if len(reasons) > 1 else ''})")
+    if unused := scores.get("unused_predictions"):
+        lines.append(f"predictions whose ids no sample has: {len(unused):,} ({', '.join(unused[:3])}, ...)")
+    return lines
+
+
+def _majority_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Return a line that tells where the majority baseline knows answers of the judged samples themselves."""
+    own = [e["title"] for e in scores["tasks"].values() if e.get("majority_from", "train") not in ("", "train")]
+    return [f"majority knows the judged answers, for there are no training ones: {', '.join(own)}"] if own else []
 
 
 def probe_lines(scores: Mapping[str, Any]) -> list[str]:

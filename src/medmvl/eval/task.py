@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from medmvl.core import shipped
 from medmvl.core.config import Strict, load
-from medmvl.core.lookup import LookupNameError, choices_text, nearest, resolve
+from medmvl.core.lookup import LookupNameError, choices_text, nearest
 from medmvl.eval.answers import Kind
-from medmvl.eval.metrics.table import METRICS
+from medmvl.eval.metrics.table import find
 from medmvl.eval.suite import Suite, is_suite, load_suite, suite_names
 
 Control = Literal["blank_image", "shuffled_image", "question_only", "majority"]
@@ -67,7 +67,7 @@ class Task(Strict):
     @model_validator(mode="after")
     def _known(self) -> Self:
         for name in self.metrics:
-            resolve(METRICS, name, "metrics")
+            find(name)
         if "{question}" not in self.prompt:
             raise ValueError(f'prompt: has no place for the question; write "{{question}}" in it, got {self.prompt!r}')
         if unknown := sorted(set(self.metric_options) - set(self.metrics)):

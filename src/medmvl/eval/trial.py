@@ -58,6 +58,7 @@ class Trial:
         references: id -> true answer as metrics take it.
         records: condition ("" = the question as it is, or a control's or probe's name) -> one record per answer.
         excluded: samples that could not be asked.
+        guessed_from: split whose answers the majority baseline knows; "" before it was asked for.
         not_applicable: control or probe -> why it has nothing to ask -> of how many samples.
     """
 
@@ -72,6 +73,7 @@ class Trial:
     records: dict[str, list[Record]] = field(default_factory=dict)
     excluded: list[Excluded] = field(default_factory=list)
     not_applicable: dict[str, Counter[str]] = field(default_factory=dict)
+    guessed_from: str = ""
     _common: dict[str, Record] = field(default_factory=dict)
 
     @classmethod
@@ -98,7 +100,10 @@ class Trial:
             ValueError: `select` of the task fits no sample.
         """
         trial = cls._of_store(task, roots, seed) if samples is None else cls._of_file(task, roots, seed, Path(samples))
-        kept = list(selected(list(trial.samples.values()), task.select))
+        try:
+            kept = list(selected(list(trial.samples.values()), task.select if trial.samples else {}))
+        except ValueError as error:
+            raise ValueError(f"task {task.name}: {error}") from None
         trial.samples = {}
         for sample in kept if limit is None else _some(kept, limit, seed):
             try:
@@ -233,7 +238,9 @@ class Trial:
         The answers are those of the training split where the source has one, else those of the task itself.
         """
         asked = [self.samples[record["id"]] for record in self.records.get("", ())]
-        truths = self._training_answers() or self._answers(asked, []) if asked else []
+        truths = self._training_answers() if asked else []
+        self.guessed_from = "train" if truths else self.task.split
+        truths = truths or self._answers(asked, [])
         if not truths:
             return
         if self.task.answer == "box":
@@ -254,7 +261,8 @@ class Trial:
         self, resamples: int, seed: int, options: Options | None = None, acting: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Return the task's entry of scores.json; see `scoring.entry`."""
-        return entry(self.task, self.records, resamples, seed, options, self.not_applicable, acting)
+        scored = entry(self.task, self.records, resamples, seed, options, self.not_applicable, acting)
+        return scored | {"majority_from": self.guessed_from}
 
     def _answer(self, sample: Sample) -> Parsed:
         """Return a sample's true answer; a box in shares, so that files of any size and layout can be averaged."""

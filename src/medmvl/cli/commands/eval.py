@@ -61,7 +61,8 @@ def evaluate(
         typer.Option(help="Folder in which data sources lie; default: those of the bundle's recipe, and data/."),
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(help="File of samples (JSON list or JSONL) asked in place of the tasks' sources.")
+        Path | None,
+        typer.Option(help="Samples (JSON list or JSONL) asked in place of the tasks' own; media in --data, or beside."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask at most so many samples of each task.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Answered examples before each question.")] = None,

@@ -14,12 +14,13 @@ from medmvl.core.explain import shorten
 from medmvl.core.lookup import nearest
 from medmvl.core.schema import Sample, SampleError
 from medmvl.eval.engines.engine import Answered, EngineError, Opening
-from medmvl.eval.engines.pictures import BOXES, read_file_boxes
+from medmvl.eval.engines.pictures import read_file_boxes
 from medmvl.eval.metrics.metric import MetricUnavailable
 from medmvl.eval.task import Generation
 
 _TOLD = 20  # mistakes that are told at once
-_KEYS = ("id", "prediction", "task", "likelihoods")
+_KEYS = ("id", "prediction", "task", "likelihoods", "boxes")
+_WRITTEN = "0-100"  # how our own models write boxes unless told otherwise
 
 _Key = tuple[str | None, str]
 """(task, or None for any; id)."""
@@ -45,7 +46,8 @@ class PredictionsEngine:
 
     Args:
         path: JSON lines {"id", "prediction"}, UTF-8; beside these "task" (for ids that several tasks use) and
-            "likelihoods" ({option: log-likelihood}); other keys are not looked at.
+            "likelihoods" ({option: log-likelihood}), and "boxes", those of the answer in the file's own frame, as
+            `medmvl predict` writes them, which then count in place of the text's; other keys are not looked at.
         boxes: how boxes are written in the answers, a name of `BOX_FORMATS`; numbers run along the axes of the
             sample's first file.
 
@@ -56,8 +58,8 @@ class PredictionsEngine:
     remote = False
     asks = False
 
-    def __init__(self, path: str | Path, boxes: str = BOXES) -> None:
-        self._boxes = BOX_FORMATS[box_format_name(boxes)]
+    def __init__(self, path: str | Path, boxes: str = _WRITTEN) -> None:
+        self._boxes, self.boxes_read_as = BOX_FORMATS[box_format_name(boxes)], boxes
         try:
             content = Path(path).read_bytes()
         except OSError as error:
@@ -98,6 +100,8 @@ class PredictionsEngine:
 
     def boxes(self, text: str, sample: Sample) -> Sequence[Coords]:
         """See `Engine.boxes`."""
+        if (found := (self._find(sample) or {}).get("boxes")) is not None:
+            return [tuple(map(float, box)) for box in found]
         return read_file_boxes(text, sample, self._boxes)
 
     def unmatched(self, samples: Iterable[Sample]) -> Unmatched:
@@ -119,7 +123,7 @@ class PredictionsEngine:
         return next((key for key in ((sample.task, sample.id), (None, sample.id)) if key in self._lines), None)
 
 
-def open_predictions(address: str, opening: Opening, boxes: str = BOXES) -> PredictionsEngine:
+def open_predictions(address: str, opening: Opening, boxes: str = _WRITTEN) -> PredictionsEngine:
     """Open a file of answers.
 
     Raises:
@@ -138,6 +142,8 @@ def _read(path: Path, content: bytes) -> dict[_Key, dict[str, Any]]:
     found: dict[_Key, dict[str, Any]] = {}
     first: dict[_Key, int] = {}
     wrong: list[str] = []
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise EngineError(f"{path}: is UTF-16; convert it to UTF-8")
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -170,7 +176,7 @@ def _row(line: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"is no JSON ({error.msg} at character {error.colno}): {shorten(line.decode())}") from None
     if not isinstance(row, dict):
-        raise ValueError(f'is {type(row).__name__}, not an object {{"id", "prediction"}}')
+        raise ValueError(f'is {type(row).__name__}, not an object {{"id", "prediction"}}; write one object per line')
     for key in ("id", "prediction"):
         if key not in row:
             near = nearest(key, [name for name in row if name not in _KEYS])
@@ -180,6 +186,7 @@ def _row(line: bytes) -> dict[str, Any]:
     for key in ("id", "prediction", "task"):
         _check_text(key, row.get(key, ""))
     _check_likelihoods(row.get("likelihoods", {}))
+    _check_boxes(row.get("boxes", []))
     return {key: row[key] for key in _KEYS if key in row}
 
 
@@ -197,6 +204,13 @@ def _check_likelihoods(value: Any) -> None:
     numbers = list(value.values()) if isinstance(value, dict) else [None]
     if any(isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in numbers):
         raise ValueError(f"'likelihoods' is {{option: log-likelihood}} in finite numbers, got {shorten(value)}")
+
+
+def _check_boxes(value: Any) -> None:
+    boxes = value if isinstance(value, list) else [None]
+    numbers = [number for box in boxes for number in (box if isinstance(box, list) and len(box) in (4, 6) else [None])]
+    if any(isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in numbers):
+        raise ValueError(f"'boxes' is a list of boxes of 4 or 6 finite numbers, got {shorten(value)}")
 
 
 def _no_number(name: str) -> float:
