@@ -87,7 +87,7 @@ class Oracle:
     remote, asks = False, True
 
     def __init__(self, samples: Sequence[Sample], knows: bool) -> None:
-        self.name = self.hash = "oracle" if knows else "silence"
+        self.name = self.hash = self.identity = "oracle" if knows else "silence"
         self._truths = {sample.id: _answer(sample) if knows else "" for sample in samples}
 
     def answer(self, prompts: Sequence[Sample], settings: Generation) -> Iterator[tuple[int, str]]:

@@ -350,10 +350,10 @@ def test_a_damaged_entry_is_computed_anew_by_the_next_run(root, tmp_path):
 
 def test_an_encoder_of_other_code_is_noticed(root, tmp_path, monkeypatch, told):
     settings = recipe(root, tmp_path / "run", stage(data=[{"source": "squares"}]))
-    assert towers_kept(prepare(settings)[0]) == {"image"}
+    assert "image" in towers_kept(prepare(settings)[0])
     forward = ConvEncoder.forward
     monkeypatch.setattr(ConvEncoder, "forward", lambda self, pixels: 1.1 * forward(self, pixels))
-    assert not towers_kept(prepare(settings)[0])
+    assert "image" not in towers_kept(prepare(settings)[0])
     assert "written by other code" in told()[-1]
 
 
@@ -381,7 +381,7 @@ def _why(told):
         ({"augmentation": {"shift": 0.0}}, [None, None]),
         (
             {"steps": 5, "data": [{"source": "squares/side"}, {"source": "cubes/side"}]},
-            ["saves nothing in this stage"] * 2,
+            ["saves too little in this stage"] * 2,
         ),
     ],
 )
@@ -415,17 +415,17 @@ def test_an_encoder_that_reads_the_question_is_never_kept(root, tmp_path, told):
     }
     settings = recipe(root, tmp_path / "run", stage(data=[{"source": "cubes/side"}]))
     settings["model"]["towers"]["volume"] = tiny_dual.tower(tmp_path, encoder_options=options)
-    assert not towers_kept(prepare(settings)[0])
+    assert "volume" not in towers_kept(prepare(settings)[0])
     assert _why(told) == ["its encoder reads the question"]
 
 
 def test_a_slow_disk_and_a_small_one_are_told(root, tmp_path, monkeypatch, told):
     settings = recipe(root, tmp_path / "run", stage(data=[{"source": "squares"}]))
     monkeypatch.setattr(FeatureStore, "seconds_to_read", lambda self, key: 3.0)
-    assert not towers_kept(prepare(settings)[0])
-    assert "reading them takes 3e+03 ms" in told()[-1]
+    assert "image" not in towers_kept(prepare(settings)[0])
+    assert "with 3e+03 ms to read" in told()[-1]
     monkeypatch.setattr(features, "room", lambda folder: 1000)
-    assert not towers_kept(prepare(settings)[0])
+    assert "image" not in towers_kept(prepare(settings)[0])
     assert "they need 2.6 kB, and 1.0 kB may be taken" in told()[-1]
 
 
@@ -441,11 +441,11 @@ def test_a_disk_that_fills_up_stops_nothing(root, tmp_path, monkeypatch, told):
     settings = recipe(root, tmp_path / "run", stage(data=[{"source": "squares"}]))
     monkeypatch.setattr(shards, "_write", full)
     objective, leave = prepare(settings)
-    assert not towers_kept(objective)
+    assert "image" not in towers_kept(objective)
     assert not leave
     assert "cannot be kept" in told()[-1]
     monkeypatch.setattr(shards, "_write", real)
-    assert towers_kept(prepare(settings)[0]) == {"image"}
+    assert "image" in towers_kept(prepare(settings)[0])
     assert "computed in" in told()[-1]
 
 
@@ -454,7 +454,7 @@ def test_asked_to_leave_it_leaves_before_a_step(root, tmp_path):
     stop.asked = True
     objective, leave = prepare(recipe(root, tmp_path / "run"), stop=stop)
     assert leave
-    assert not towers_kept(objective)
+    assert "image" not in towers_kept(objective)
     assert TERMINATED == 143
 
 

@@ -242,8 +242,8 @@ def _print_features(
         count = _count_media(_stores(sources), name)
         if not count and _stores(sources):
             continue
-        size = feature_bytes(tower.encoder, "bf16" if _in_bf16(recipe) else "fp32")
         reason = why_computed(built.model, name, stage) or ("run.features is null" if folder is None else None)
+        size = 0 if reason else feature_bytes(tower.encoder, "bf16" if _in_bf16(recipe) else "fp32")
         if reason is None and folder is not None and count * size > room(folder):
             reason = f"about {count:,} times {bytes_text(size)} is more than half of what is free in {folder}"
         many = f"about {count:,}, {bytes_text(count * size)}" if count else "how many, the missing data decides"
