@@ -66,6 +66,12 @@ def test_packed_equals_one_by_one(family, changes):
     assert_same_gradients(gradients, wanted_gradients)
 
 
+@pytest.mark.parametrize(("family", "changes"), CASES, ids=lambda v: v if isinstance(v, str) else "+".join(v) or "own")
+def test_written_on_equals_one_by_one(family, changes):
+    """The probe holds logits behind kept beginnings, several side by side, to those of the family's own attention."""
+    assert families.compare(tiny_vlm(tiny_config(family, changes), attention.NAME).llm) is None
+
+
 @pytest.mark.parametrize("family", sorted(set(CONFIG_MAPPING) & set(families.REFUSED)))
 def test_refused_by_name(family):
     fine, reason = families.packable(SimpleNamespace(model_type=family))

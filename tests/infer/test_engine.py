@@ -1,5 +1,6 @@
 """Decoding from the cache equals computing everything anew; batches, prefixes and sampling change nothing."""
 
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from medmvl.infer import engine
+from medmvl.core.schema import SampleError
+from medmvl.infer import engine, reader
 from medmvl.infer.choose import Chooser
 from medmvl.model import attention
+from medmvl.model.kept import Writing
 from medmvl.processing.collate import collate
 from medmvl.processing.encoded import IGNORE
 from medmvl.processing.pack import Row, alone
@@ -96,6 +99,115 @@ def test_unpackable_families_run_one_by_one(family):
     assert list(engine.stream(model, make_processor(), prompts()[1], 6)) == expected[1]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_who_is_done_leaves_and_others_join(batch_size):
+    """Answers of very different lengths, few at a time: each is what it is alone, and nobody waits for the longest."""
+    config = tiny_config("qwen2", {"initializer_range": 0.4, **WINDOW})
+    model, processor = tiny_vlm(config, attention.NAME), make_processor()
+    asked = [replace(prompt, id=f"{seed}-{prompt.id}") for seed in range(3) for prompt in prompts(seed)]
+    whole = [engine.generate(model, processor, [prompt], 12)[0] for prompt in asked]
+    processor.stop_ids = (STOP, whole[0][0], whole[1][3], whole[2][6])
+    expected = [until(answer, processor.stop_ids) for answer in whole]
+    assert {0, 12} <= set(map(len, expected))
+    steps, written = [], []
+    model.llm.register_forward_pre_hook(
+        lambda module, args, given: steps.append(len(given["input_ids"])) if "input_ids" in given else None,
+        with_kwargs=True,
+    )
+    for number, ids in engine.generate_each(model, processor, asked, 12, batch_size=batch_size):
+        assert ids == expected[number]
+        written.append(number)
+    assert sorted(written) == list(range(len(asked)))
+    assert max(steps) <= batch_size
+    # A line takes part in a step for each token but its last; the end mark is one.
+    assert sum(steps) == sum(min(len(answer), 11) for answer in expected)
+
+
+def until(ids, stops):
+    return ids[: next((place for place, token in enumerate(ids) if token in stops), len(ids))]
+
+
+def test_memory_bounds_how_many_answers_are_written_at_a_time(monkeypatch):
+    model, asked = tiny_vlm(tiny_config("llama"), attention.NAME), prompts()
+    expected = engine.generate(model, make_processor(), asked, 6)
+    running = []
+    attend = Writing.attend
+    monkeypatch.setattr(Writing, "attend", lambda self, *rest: running.append(len(self)) or attend(self, *rest))
+    most = []
+    for tokens in (1, 60, 120, 10_000):
+        monkeypatch.setattr(reader, "_MEMORY", tokens * 2 * 2 * 2 * 8 * 4 * 2)  # keys, values; layers, heads, width
+        assert engine.generate(model, make_processor(), asked, 6) == expected
+        most.append(max(running))
+        running.clear()
+    assert most[0] == 1 < most[1] < most[2] < most[3] == len(asked)
+
+
+def test_prompts_are_taken_bit_by_bit_and_their_pixels_let_go():
+    model, processor = tiny_vlm(tiny_config("llama"), attention.NAME), make_processor()
+    alive, taken = weakref.WeakSet(), []
+
+    def coming():
+        for number in range(4000):
+            for prompt in prompts()[:2]:
+                (medium,) = prompt.media
+                view = View(medium.view.pixels)
+                alive.add(view)
+                own = SimpleNamespace(**{**vars(medium), "key": f"{number}", "view": view})
+                taken.append(number)
+                yield replace(prompt, media=(own,))
+                del prompt, medium, view, own
+
+    answers = engine.generate_each(model, processor, coming(), 2, batch_size=8)
+    for _ in range(700):
+        next(answers)
+        assert len(taken) < 700 + 2 * 512 + 2
+    assert len(alive) <= len(taken) - 690
+    answers.close()
+
+
+class View:
+    """Pixels that tell when they are gone."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+
+class Broken(SimpleNamespace):
+    """A medium whose file is damaged."""
+
+    @property
+    def view(self):
+        raise SampleError("damaged", "first", "b.png")
+
+
+def damaged(medium):
+    return Broken(**{name: value for name, value in vars(medium).items() if name != "view"})
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_a_medium_that_cannot_be_read_costs_the_others_nothing(family):
+    changes, implementation = ({}, attention.NAME) if family == "llama" else ({"state_size": 4}, "eager")
+    model, processor, asked = tiny_vlm(tiny_config(family, changes), implementation), make_processor(), prompts()
+    expected = engine.generate(model, processor, asked, 3)
+    broken = [replace(p, media=tuple(damaged(m) if m.key == "a" else m for m in p.media)) for p in asked]
+    coming = [*broken, SampleError("no question", "last")]
+    for batch_size in (2, 100):
+        found = dict(engine.generate_each(model, processor, coming, 3, batch_size=batch_size))
+        assert sorted(found) == list(range(len(coming)))
+        for number, prompt in enumerate(asked):
+            if any(m.key == "a" for m in prompt.media):
+                assert str(found[number]) == "sample 'first' (b.png): damaged"
+            else:
+                assert found[number] == expected[number]
+        assert found[len(asked)] is coming[-1]
+    with pytest.raises(SampleError, match="damaged"):
+        engine.generate(model, processor, broken, 3)
+    with pytest.raises(SampleError, match="damaged"):
+        list(engine.stream(model, processor, broken[0], 3))
+    with pytest.raises(SampleError, match="damaged"):
+        engine.score(model, [(prompt, [[7]]) for prompt in broken])
+
+
 def test_shared_prefix_and_images_are_computed_once():
     model, asked = tiny_vlm(tiny_config("qwen2"), attention.NAME), prompts()
     images, tokens = [], []
@@ -106,7 +218,17 @@ def test_shared_prefix_and_images_are_computed_once():
     engine.generate(model, make_processor(), about_one, max_new_tokens=1)
     assert images == [1]
     prefix = 3 + 4  # header and image
-    assert sum(tokens) == sum(prompt.num_tokens for prompt in about_one) - 3 * prefix
+    read = sum(prompt.num_tokens for prompt in about_one) - 3 * prefix
+    assert sum(tokens) == read
+    tokens.clear()
+    engine.generate(model, make_processor(), about_one, max_new_tokens=1, batch_size=2)
+    assert images == [1, 1]
+    assert sum(tokens) == read
+    tokens.clear()
+    options = [[7], [7, 8], [9, 9, 9]]
+    engine.score(model, [(prompt, options) for prompt in about_one], batch_size=3)
+    assert images == [1, 1, 1]
+    assert sum(tokens) == read + len(about_one) * (0 + 1 + 2)
 
 
 def test_placeholders_and_unknown_rows_are_never_chosen():

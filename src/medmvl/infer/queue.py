@@ -115,7 +115,7 @@ class Queue:
             busy: prompts in work.
             most: own tokens that the longest of them may come to.
             held: tokens they share.
-            room: tokens that there is memory for; None: not known yet, so that one beginning is taken.
+            room: tokens that there is memory for; None: not known yet, so that one prompt is taken.
         """
         self._look_ahead(count)
         taken: list[Member] = []
@@ -124,11 +124,7 @@ class Queue:
             member, begun = beginning.members[0], bool(taken) and taken[-1].beginning is beginning
             most = max(most, member.most)
             held += 0 if begun or beginning.kept else beginning.shared
-            if room is None:
-                full = bool(taken) and not begun
-            else:
-                full = bool(busy or taken) and held + most * (busy + len(taken) + 1) > room
-            if full:
+            if (taken or busy) and (room is None or held + most * (busy + len(taken) + 1) > room):
                 break
             taken.append(beginning.members.popleft())
             if not beginning.members:
