@@ -84,7 +84,7 @@ def interrupted(root, name, step, number, **run):
 
 FROZEN = tiny_run.stage(
     "frozen",
-    steps=30,
+    steps=60,
     global_batch=4,
     data=[{"source": "squares"}, {"source": "cubes"}],
     tune={"llm": {"mode": "lora", "lr": 1e-2, "rank": 4, "dropout": 0.2}, "*.connector": {"mode": "full", "lr": 3e-3}},
@@ -99,7 +99,7 @@ def test_killed_run_with_kept_features_resumes_bit_for_bit(root, monkeypatch, em
     settings = {"volumes": True, "features": str(kept), "save_every": 5}
     train(tiny_run.recipe(root, FROZEN, output=str(whole), **settings))
     recipe = tiny_run.recipe(root, FROZEN, output=str(part), **settings)
-    monkeypatch.setattr(Loop, "_report", _raise_at(17))
+    monkeypatch.setattr(Loop, "_report", _raise_at(47))
     with pytest.raises(KeyboardInterrupt):
         train(recipe)
     monkeypatch.undo()
@@ -108,6 +108,7 @@ def test_killed_run_with_kept_features_resumes_bit_for_bit(root, monkeypatch, em
         shutil.rmtree(kept)
     train(recipe, resume=True)
     assert_same(part, whole)
+    assert any(kept.glob("*.bin"))
 
 
 def _raise_at(step):

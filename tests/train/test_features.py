@@ -101,7 +101,7 @@ def bundle_of(settings, seed=0):
     return start_bundle(Recipe.load(settings))
 
 
-def prepare(settings, bundle=None, index=0, rank=0, world=1, stop=None, start=None):
+def prepare(settings, bundle=None, index=0, rank=0, world=1, stop=None, start=None, before=None):
     """Return the objective of a stage, towers told where their features are; and whether to leave."""
     parsed = Recipe.load(settings)
     bundle = bundle or bundle_of(settings)
@@ -110,7 +110,7 @@ def prepare(settings, bundle=None, index=0, rank=0, world=1, stop=None, start=No
     plan = plan_stage(one, index, bundle, parsed.run, table, Place(rank, world, False), print)
     engine = Engine("single", "fp32", 1.0)
     found = Features(plan.objective, bundle, one, parsed.run, parsed.run.precision, engine)
-    leave = found.keep(start or Position(), plan.objective.steps, stop or Stop())
+    leave = found.keep(start or Position(), plan.objective.steps, stop or Stop(), before)
     return plan.objective, leave
 
 
@@ -144,7 +144,7 @@ def furthest(one, other):
 
 def test_a_run_learns_the_same_and_a_later_one_to_the_bit(root, tmp_path, told):
     validation = {"data": [{"source": "cubes", "split": "val"}], "every": 10, "samples": 4}
-    short = stage(validation=validation, steps=30)
+    short = stage(validation=validation, steps=50)
     computed = run(root, tmp_path / "computed", short, kept=None)
     assert not told()
     first = run(root, tmp_path / "first", short)
@@ -204,6 +204,16 @@ def test_every_medium_of_the_stage_has_features(root, tmp_path):
     objective, _ = prepare(settings, start=Position(1, 7))
     for step, _ in zip(objective.order.steps(4, Position(1, 7)), range(60), strict=False):
         assert not objective.preparer(step).refused
+
+
+def test_a_resumed_stage_decides_as_it_did_before(root, tmp_path, told):
+    short = recipe(root, tmp_path / "run", stage(steps=2))
+    assert not towers_kept(prepare(short)[0])
+    assert towers_kept(prepare(short, before=["volume"])[0]) == {"volume"}
+    assert towers_kept(prepare(recipe(root, tmp_path / "run"))[0]) == {"image", "volume"}
+    assert towers_kept(prepare(short)[0]) == {"image", "volume"}  # all there by now
+    assert not towers_kept(prepare(short, before=[])[0])
+    assert told()[-1].endswith("as they were before the run was resumed")
 
 
 def test_the_encoder_runs_for_no_row(root, tmp_path, monkeypatch):
@@ -326,7 +336,7 @@ def test_broken_media_are_refused_as_without_features(own_root, tmp_path):
     (own_root / "data/squares/images/1.png").unlink()
     refused = []
     for kept in ("kept", None):
-        folder = run(own_root, tmp_path / f"run-{kept}", stage(steps=30), kept=kept, max_refused=0.5)
+        folder = run(own_root, tmp_path / f"run-{kept}", stage(steps=50), kept=kept, max_refused=0.5)
         refused.append((folder / "refused.jsonl").read_text())
     assert refused[0] == refused[1]
     assert len(refused[0].splitlines()) >= 8
@@ -460,9 +470,9 @@ def test_asked_to_leave_it_leaves_before_a_step(root, tmp_path):
 
 def test_bf16_keeps_float16_within_its_rounding(root, tmp_path):
     half = {"precision": "bf16", "towers": {"image": SIGLIP}}
-    found = [losses(run(root, tmp_path / f"{kept}-run", stage(steps=30), kept=kept, **half)) for kept in ("kept", None)]
+    found = [losses(run(root, tmp_path / f"{kept}-run", stage(steps=50), kept=kept, **half)) for kept in ("kept", None)]
     assert found[0] == pytest.approx(found[1], rel=0.01)
-    objective, _ = prepare(recipe(root, tmp_path / "again", stage(steps=30), **half))
+    objective, _ = prepare(recipe(root, tmp_path / "again", stage(steps=50), **half))
     assert {one.dtype for batch in batches(objective) for one in batch.features.values()} == {torch.float16}
 
 

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -45,6 +45,7 @@ class Progress:
         initial: fingerprint of the weights the run started from.
         samples: samples trained on in this stage.
         refused: samples refused in this stage.
+        kept: towers whose features are kept in this stage, for a resumed run to decide alike.
     """
 
     step: int
@@ -56,6 +57,7 @@ class Progress:
     initial: str
     samples: int
     refused: int
+    kept: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -34,6 +34,7 @@ from medmvl.train.strategy import Engine
 
 _LOG = get_logger(__name__)
 _LOOKED_AT = 64  # samples that tell how many media there are, and how many lack features
+_WORTH = 0.5  # keeping features must take at most this share of the time that computing them does
 _OFTEN = 30.0  # seconds between two lines of progress
 _ALIKE = 0.02  # how far the same features may be apart, by their norm, on another device or with another torch
 
@@ -104,6 +105,9 @@ class Features:
         stage, run: of the recipe.
         precision: "fp32" or "bf16".
         engine: knows the other ranks.
+
+    Attributes:
+        kept: towers that read features now.
     """
 
     def __init__(
@@ -115,15 +119,18 @@ class Features:
         self.preparers = [one for one in both if isinstance(one, ChatPreparer)]
         self.shown: list[Shown] = []
         self.times = 0.0
+        self.kept: list[str] = []
         self._told = time.perf_counter()
 
-    def keep(self, start: Position, steps: int, stop: Stop) -> bool:
+    def keep(self, start: Position, steps: int, stop: Stop, before: Collection[str] | None = None) -> bool:
         """Complete the features of every tower where it pays, and let the stage read them.
 
         Args:
             start: where in the data the stage goes on.
             steps: optimizer steps that are left.
             stop: says by its `asked` whether this process is to leave.
+            before: of a resumed stage, the towers that read features until then: it stays with them, for computing
+                features in other batches than they were kept in would round them otherwise.
 
         Returns:
             Whether a rank is to leave; nothing was changed then.
@@ -137,7 +144,7 @@ class Features:
         reasons = {name: why_computed(self.bundle.model, name, self.stage) for name in names}
         with ExitStack() as stack:
             towers = [self._tower(name, stack) for name, reason in reasons.items() if reason is None]
-            reasons |= self._judge(towers)
+            reasons |= self._judge(towers, before)
             self._tell(towers, {name: reason for name, reason in reasons.items() if name in seen})
             towers = [one for one in towers if reasons[one.name] is None]
             preparers = self._reading(towers)
@@ -145,6 +152,7 @@ class Features:
         if complete:
             self.objective.preparer, *held_out = preparers
             self.objective.held_out_preparer = held_out[0] if held_out else None
+            self.kept = [one.name for one in towers]
         return any(self.engine.collect(stop.asked))
 
     def _plan(self, start: Position, steps: int) -> None:
@@ -193,9 +201,9 @@ class Features:
         tower.media, tower.missing = round(len(media) * scale), round(lacking * scale)
         return tower
 
-    def _judge(self, towers: Sequence[_Tower]) -> dict[str, str | None]:
+    def _judge(self, towers: Sequence[_Tower], before: Collection[str] | None) -> dict[str, str | None]:
         """Return why features are not kept after all, by tower; the first rank that has a reason is heard."""
-        own = [self._why_not(tower) for tower in towers]
+        own = [self._why_not(tower) or self._why_compute(tower, before) for tower in towers]
         heard = zip(*self.engine.collect(own), strict=True)
         return {
             tower.name: next((reason for reason in reasons if reason), None)
@@ -203,32 +211,40 @@ class Features:
         }
 
     def _why_not(self, tower: _Tower) -> str | None:
-        """Say why features of a tower had better be computed at every use, None where it pays to keep them.
-
-        What is there already is used without a further look, so that a resumed run decides as it did before.
-        """
+        """Say why features of a tower cannot be kept, None where they can."""
         store, key = tower.kept.store, blank_key(tower.kept.made)
         if store.holds(key) and not _alike(store, key, tower.kept.blank):
             return (
                 f"those in {store.folder} differ from what its encoder gives now, though its weights are the same: "
                 "delete that folder, it was written by other code"
             )
-        if not self.engine.main or not tower.missing:
-            return None
         needed, free = tower.missing * tower.size, room(store.folder)
         if needed > free:
             taken = f"{bytes_text(free)} may be taken in {store.folder}, half of what is free there"
             return f"they need {bytes_text(needed)}, and {taken}"
+        return None
+
+    def _why_compute(self, tower: _Tower, before: Collection[str] | None) -> str | None:
+        """Say why features of a tower had better be computed at every use, None where it pays to keep them.
+
+        What is there already is used without a further look.
+        """
+        if before is not None:
+            return None if tower.name in before else "as they were before the run was resumed"
+        if not self.engine.main or not tower.missing:
+            return None
+        store, key = tower.kept.store, blank_key(tower.kept.made)
         shown = tower.media * self.times
-        if shown <= tower.missing:
-            return f"each medium is shown {self.times:.2g} times, which saves nothing in this stage"
+        if tower.missing > _WORTH * shown:
+            return f"each medium is shown {self.times:.2g} times only, which saves too little in this stage"
         if not store.holds(key) and not store.put(key, tower.kept.blank, {}):
             return f"{store.folder} cannot be written to"
         reading, computing = store.seconds_to_read(key), self._seconds_to_compute(tower)
-        if tower.missing * (computing + reading) + shown * reading >= shown * computing:
+        kept, computed = tower.missing * (computing + reading) + shown * reading, shown * computing
+        if kept > _WORTH * computed:
             return (
-                f"reading them takes {1000 * reading:.3g} ms and computing them {1000 * computing:.3g} ms, and each "
-                f"medium is shown {self.times:.2g} times: nothing is saved in this stage"
+                f"with {1000 * reading:.3g} ms to read and {1000 * computing:.3g} ms to compute them, and each medium "
+                f"shown {self.times:.2g} times, keeping them takes {kept / computed:.0%} of the time"
             )
         return None
 

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -195,8 +196,10 @@ class _Run:
         if moments is None:
             progress = _begin_stage(progress, index, plan)
         features = Features(plan.objective, bundle, stage, run, self.precision, engine)
-        if features.keep(Position(progress.epoch, progress.sample), total - progress.stage_step, self.stop):
+        before = None if moments is None else progress.kept
+        if features.keep(Position(progress.epoch, progress.sample), total - progress.stage_step, self.stop, before):
             raise Terminated
+        progress = replace(progress, kept=features.kept)
         engine.prepare(plan.objective.module, build_optimizer(plan.groups, stage.weight_decay))
         if moments is not None:
             engine.load_moments(moments, progress.stage_step)
