@@ -4,25 +4,34 @@
     python bench/bench_infer.py speed slake --size wide
     python bench/bench_infer.py speed ct_rate                # a volume of 32 slices, 30 questions
     python bench/bench_infer.py speed captions               # one question an image
-    python bench/bench_infer.py options slake                # options ranked by likelihood
-    python bench/bench_infer.py growth                       # time and memory against what may grow
+    python bench/bench_infer.py options slake                # options ranked by likelihood, four a question
+    python bench/bench_infer.py growth questions             # time and memory, a process for each size
+    python bench/bench_infer.py growth image_tokens
+    python bench/bench_infer.py growth answered
+    python bench/bench_infer.py growth media
 
 Ours goes the road that an evaluation goes: samples, processor, files, engine, text. The peer is transformers'
 LlavaForConditionalGeneration.generate on batches padded on the left; it gets questions that are tokenized, and pixels
-that are prepared, before the clock starts, and the best of several batch sizes. Weights are random and would never stop
-by themselves, so both are told where each answer ends: after a number of tokens drawn from the shape. All answers are
-compared. Ways alternate within one process and one number of threads, and medians are printed. Times are those of the
-processor, which others on the machine disturb least; wall time stands beside.
+that are prepared, before the clock starts, and the best of several batch sizes; to rank options it gets a row for each
+question and option. Weights are random and would never stop by themselves, so both are told where each answer ends:
+after a number of tokens drawn from the shape. All answers are compared. Ways alternate within one process and one
+number of threads, and medians are printed. Times are those of the processor, which others on the machine disturb least;
+wall time stands beside.
 """
 
 import argparse
+import gc
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,6 +126,24 @@ class Peer:
             found += [self.decode(_until(answer, self.stops)) for answer in ids]
         return found
 
+    @torch.no_grad()
+    def rank(self, rows: Sequence[Line], options: Sequence[Sequence[Tensor]], batch: int) -> list[list[float]]:
+        """Return the log-likelihood of every option of each row, logits at every token, as harnesses compute it."""
+        flat = [
+            (Line(torch.cat([row.ids, ids]), ids, row.pixels))
+            for row, own in zip(rows, options, strict=True)
+            for ids in own
+        ]
+        scores = []
+        for start in range(0, len(flat), batch):
+            part = flat[start : start + batch]
+            logits = self.model(**self._padded(part)).logits
+            for line, row in zip(logits, part, strict=True):
+                said = line[-len(row.labels) - 1 : -1].float()
+                scores.append(-float(nn.functional.cross_entropy(said, row.labels, reduction="sum")))
+        left = iter(scores)
+        return [[next(left) for _ in own] for own in options]
+
     def _padded(self, rows: Sequence[Line]) -> dict[str, Tensor]:
         longest = max(len(row.ids) for row in rows)
         inputs = {
@@ -153,13 +180,10 @@ def asked(bundle: Bundle, samples: Sequence[Sample]) -> list[Line]:
 
 def speed(chosen: argparse.Namespace, folder: Path) -> None:
     """Let ours and the peer answer all questions in turn; print answers a second and ratios."""
-    shape = replace(SHAPES[chosen.case], media=chosen.media or SHAPES[chosen.case].media)
-    samples = [sample for group in write_samples(shape, folder) for sample in group]
-    bundle = build_bundle(chosen.size, shape, folder)
-    bundle.model.eval()
+    shape, samples, bundle = _made(chosen, folder)
     lengths = Lengths(shape, samples, bundle.processor.template.end_mark)
     rows, peer = asked(bundle, samples), Peer(bundle, lengths, folder)
-    batch = chosen.batch or _best(peer, rows[: 2 * max(BATCHES)])
+    batch = chosen.batch or _best(peer, rows)
     some = rows[: chosen.rows or len(rows)]
 
     def ours() -> list[str]:
@@ -169,10 +193,54 @@ def speed(chosen: argparse.Namespace, folder: Path) -> None:
     ways: dict[str, tuple[int, Callable[[], list[str]]]] = {
         "ours": (len(samples), ours),
         f"transformers, {batch}": (len(some), lambda: peer.answer(some, batch)),
-        "transformers, 1": (min(8, len(some)), lambda: peer.answer(some[:8], 1)),
+        "transformers, 1": (min(4, len(some)), lambda: peer.answer(some[:4], 1)),
     }
+    print(f"{chosen.case}, {chosen.size}: {len(samples)} questions about {shape.media} media, {lengths.of.mean():.1f} "
+          f"tokens an answer")  # fmt: skip
+    _compare(ways, chosen.repeats, lambda one, other: one == other)
+
+
+def options(chosen: argparse.Namespace, folder: Path) -> None:
+    """Let ours and the peer rank options in turn; print questions a second and ratios."""
+    _, samples, bundle = _made(chosen, folder)
+    peer = Peer(bundle, Lengths(SHAPES[chosen.case], samples, 0), folder)
+    told = [[f"w{10 * number + option}" + " w7" * option for option in range(4)] for number in range(len(samples))]
+    rows = asked(bundle, samples)
+    answers = [
+        [torch.tensor(bundle._answer(sample, bundle.processor.prompt(sample), option)) for option in own]
+        for sample, own in zip(samples, told, strict=True)
+    ]
+    some = min(chosen.rows // 4 or len(rows), len(rows))
+    batch = chosen.batch or 8
+    ways: dict[str, tuple[int, Callable[[], list[list[float]]]]] = {
+        "ours": (len(samples), lambda: bundle.score_options_each(samples, told)),
+        f"transformers, {batch}": (some, lambda: peer.rank(rows[:some], answers[:some], batch)),
+    }
+    print(f"{chosen.case}, {chosen.size}: {len(samples)} questions, four options of 2 to 5 tokens each")
+    _compare(ways, chosen.repeats, lambda one, other: np.allclose(one, other, rtol=1e-4))
+
+
+def _made(chosen: argparse.Namespace, folder: Path) -> tuple[Shape, list[Sample], Bundle]:
+    """Return the data that was asked for, and a model for them."""
+    shape = SHAPES[chosen.case]
+    changes = {"media": chosen.media or shape.media, "image_tokens": chosen.image_tokens or shape.image_tokens}
+    if chosen.questions:
+        changes["questions"] = (chosen.questions,)
+    if chosen.answered:
+        changes["answered"] = (chosen.answered, chosen.answered)
+    shape = replace(shape, **changes)
+    samples = [sample for group in write_samples(shape, folder) for sample in group]
+    bundle = build_bundle(chosen.size, shape, folder)
+    bundle.model.eval()
+    return shape, samples, bundle
+
+
+def _compare(
+    ways: dict[str, tuple[int, Callable[[], list[Any]]]], repeats: int, same: Callable[[Any, Any], bool]
+) -> None:
+    """Run (questions, what answers them) in turn, hold the answers to each other, print times a question and ratios."""
     times: dict[str, list[list[float]]] = {name: [] for name in ways}
-    for repeat in range(chosen.repeats + 1):
+    for repeat in range(repeats + 1):
         answers = []
         for name, (count, run) in ways.items():
             clock = Clock()
@@ -180,10 +248,10 @@ def speed(chosen: argparse.Namespace, folder: Path) -> None:
             spent = clock()
             if repeat:  # the first one warms up
                 times[name].append([one / count for one in spent])
-        same = [sum(a == b for a, b in zip(answers[0], other, strict=False)) / len(other) for other in answers[1:]]
-        assert min(same) == 1, f"share of equal answers: {same}"
-    print(f"{chosen.case}, {chosen.size}: {len(samples)} questions, {lengths.of.mean():.1f} tokens an answer, "
-          f"medians of {chosen.repeats}, {torch.get_num_threads()} thread(s); all answers equal")  # fmt: skip
+        for other in answers[1:]:
+            equal = sum(map(same, answers[0], other)) / len(other)
+            assert equal == 1, f"share of equal answers: {equal}"
+    print(f"medians of {repeats}, {torch.get_num_threads()} thread(s); all answers equal")
     print(f"{'':20}{'CPU ms':>9}{'wall ms':>9}{'answers/s':>11}{'ours, x':>9}{'wall, x':>9}{'range of x':>16}")
     middle = {name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in times.items()}
     for name, (processor, wall) in middle.items():
@@ -195,26 +263,75 @@ def speed(chosen: argparse.Namespace, folder: Path) -> None:
 
 def _best(peer: Peer, rows: Sequence[Line]) -> int:
     """Return the batch size at which the peer answers fastest."""
-    took = {}
+    took: dict[int, float] = {}
     for batch in BATCHES:
-        clock, some = Clock(), rows[: max(batch, 8)]
+        clock, some = Clock(), rows[:batch]
         peer.answer(some, batch)
         took[batch] = clock()[0] / len(some)
-    return min(took, key=took.get)
+    return min(took, key=lambda batch: took[batch])
+
+
+GROWTH = {
+    "questions": (1, 4, 16, 64, 256),
+    "image_tokens": (64, 256, 1024),
+    "answered": (8, 32, 128, 512),
+    "media": (1, 4, 16, 64),
+}
+"""What may grow, and the sizes that are measured: questions about one medium, tokens of an image, tokens of an answer,
+media with 22 questions each."""
+
+
+def growth(chosen: argparse.Namespace, _: Path) -> None:
+    """Print time and memory against one of what may grow; a process for each size."""
+    print(f"{chosen.case}, {chosen.size}: growing {chosen.axis}")
+    print(f"{chosen.axis:>14}{'answers':>9}{'CPU s':>9}{'ms an answer':>14}{'MiB beyond one answer':>23}")
+    fixed = {"questions": {"media": 1}, "media": {"answered": 4}}.get(chosen.axis, {"media": 1})
+    for size in GROWTH[chosen.axis]:
+        settings = {**fixed, chosen.axis: size}
+        command = [sys.executable, __file__, "point", chosen.case, "--size", chosen.size]
+        for name, value in settings.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        count, seconds, memory = json.loads(done.stdout.splitlines()[-1])
+        print(f"{size:14}{count:9}{seconds:9.2f}{seconds / count * 1e3:14.1f}{memory:23.0f}", flush=True)
+
+
+def point(chosen: argparse.Namespace, folder: Path) -> None:
+    """Answer once in this process; print answers, processor seconds, and MiB beyond those of a first answer."""
+    shape, samples, bundle = _made(chosen, folder)
+    lengths = Lengths(shape, samples, bundle.processor.template.end_mark)
+    with lengths.obeyed():
+        bundle.generate(samples[:1], 2)
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        before, clock = _memory("VmRSS"), Clock()
+        bundle.generate(samples, lengths.longest)
+        print(json.dumps([len(samples), clock()[0], _memory("VmHWM") - before]))
+
+
+def _memory(key: str) -> float:
+    """Return a figure of this process in MiB: VmRSS (memory now) or VmHWM (its peak)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 def main() -> None:
     """Run one bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bench", choices=["speed"])
-    parser.add_argument("case", nargs="?", choices=SHAPES, default="slake")
+    parser.add_argument("bench", choices=["speed", "options", "growth", "point"])
+    parser.add_argument("case", nargs="?", choices=[*SHAPES, *GROWTH], default="slake", help="data, or what grows")
     parser.add_argument("--size", choices=VOCABULARIES, default="small")
     parser.add_argument("--media", type=int, default=0, help="how many, instead of the shape's")
+    parser.add_argument("--questions", type=int, default=0, help="about each medium, instead of the shape's")
+    parser.add_argument("--image-tokens", type=int, default=0, help="instead of the shape's")
+    parser.add_argument("--answered", type=int, default=0, help="tokens of every answer, instead of the shape's")
     parser.add_argument("--batch", type=int, default=0, help="of the peer; default: the best one")
-    parser.add_argument("--rows", type=int, default=32, help="questions that the peer answers; 0: all")
+    parser.add_argument("--rows", type=int, default=32, help="rows that the peer works on; 0: all")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
+    if chosen.bench == "growth":
+        chosen.axis, chosen.case = chosen.case if chosen.case in GROWTH else "questions", "slake"
     torch.set_num_threads(chosen.threads)
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     with tempfile.TemporaryDirectory() as folder:
