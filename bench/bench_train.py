@@ -3,6 +3,7 @@
     python bench/bench_train.py same  slake            # loss and gradients equal those of the peers
     python bench/bench_train.py speed slake            # samples a second beside the peers
     python bench/bench_train.py speed captions --size wide --threads 2
+    python bench/bench_train.py speed captions --tune image.connector
     python bench/bench_train.py memory --size wide     # peak memory of a step, a process each
     python bench/bench_train.py efficiency             # share of the matrix-multiply rate
 
@@ -49,7 +50,14 @@ MICRO = 8
 class Ours:
     """One stage of training as `medmvl train` sets it up, its optimizer steps done one by one."""
 
-    def __init__(self, bundle: Bundle, samples: Sequence[Sequence[Sample]], folder: Path, row_tokens: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        table: tune.TuningTable,
+        samples: Sequence[Sequence[Sample]],
+        folder: Path,
+        row_tokens: int,
+    ) -> None:
         flat = [sample for group in samples for sample in group]
         numbers = iter(range(len(flat)))
         self.planned = Step(tuple(tuple((0, next(numbers)) for _ in group) for group in samples), Position())
@@ -57,7 +65,6 @@ class Ours:
             {"name": "bench", "steps": 1_000, "global_batch": len(flat), "data": [{"source": "bench"}],
              "clip": CLIP, "tune": {"*": {"mode": "full", "lr": LEARNING_RATE}}}
         )  # fmt: skip
-        table = tune.apply(bundle.model, {"*": TuneRule(mode="full", lr=LEARNING_RATE)})
         preparer = ChatPreparer(
             read=lambda item: flat[item[1]],
             processor=stage_processor(bundle.processor, None, 16_384, PreparedStore(folder / "prepared")),
@@ -74,7 +81,9 @@ class Ours:
         self.engine.prepare(bundle.model, build_optimizer(table.groups, 0.0))
         self.preparer = preparer
         objective = Objective(bundle.model, None, preparer, 1_000, "")
-        self.loop = Loop(self.engine, objective, stage, Run(), 1_000, (), None, None, None, None, Stop())
+        parts = tune.parts(bundle.model).values()
+        frozen = [part for part in parts if not any(one.requires_grad for one in part.parameters())]
+        self.loop = Loop(self.engine, objective, stage, Run(), 1_000, frozen, None, None, None, None, Stop())
         self.progress = Progress(
             step=0, stage=0, stage_step=500, epoch=0, sample=0, data="", initial="", samples=0, refused=0
         )
@@ -99,9 +108,7 @@ class Ours:
 
 def same(chosen: argparse.Namespace, folder: Path) -> None:
     """Compare loss and gradients of one step with the peers'."""
-    shape = _shape(chosen)
-    samples = write_samples(shape, folder)
-    bundle = build_bundle(chosen.size, shape, folder)
+    _, samples, bundle, table = _set_up(chosen, folder)
     rows = lines(bundle, [sample for group in samples for sample in group])
     plain, transformers = Plain(bundle, chosen.micro), Transformers(bundle, chosen.micro, str(folder / "trainer"))
     found = {"plain": (plain.backward(rows), dict(plain.gradients()))}
@@ -111,7 +118,7 @@ def same(chosen: argparse.Namespace, folder: Path) -> None:
         rows, lambda: kept.update((name, one.clone()) for name, one in transformers.gradients()), unclipped
     )
     found["transformers"] = (transformers.loss, kept)
-    ours = Ours(bundle, samples, folder, chosen.row_tokens)
+    ours = Ours(bundle, table, samples, folder, chosen.row_tokens)
     loss = ours.backward()
     own = {name: one.grad for name, one in bundle.model.named_parameters() if one.grad is not None}
     norm = _norm(own.values())
@@ -125,9 +132,7 @@ def same(chosen: argparse.Namespace, folder: Path) -> None:
 
 def speed(chosen: argparse.Namespace, folder: Path) -> None:
     """Let ways of training do a step in turn, and print samples a second and ratios."""
-    shape = _shape(chosen)
-    samples = write_samples(shape, folder)
-    ways = _ways(chosen, shape, samples, folder)
+    shape, ways = _ways(chosen, folder)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for repeat in range(chosen.repeats + 1):
         for name, run in ways.items():
@@ -145,11 +150,9 @@ def speed(chosen: argparse.Namespace, folder: Path) -> None:
               f"{f'{min(each):.2f} - {max(each):.2f}':>16}")  # fmt: skip
 
 
-def _ways(
-    chosen: argparse.Namespace, shape: Shape, samples: Sequence[Sequence[Sample]], folder: Path
-) -> dict[str, Callable[[], tuple[float, float]]]:
-    """Return what does an optimizer step over all samples and tells its CPU and wall seconds, by name."""
-    bundle = build_bundle(chosen.size, shape, folder)
+def _ways(chosen: argparse.Namespace, folder: Path) -> tuple[Shape, dict[str, Callable[[], tuple[float, float]]]]:
+    """Return the data, and what does an optimizer step over it and tells its CPU and wall seconds, by name."""
+    shape, samples, bundle, table = _set_up(chosen, folder)
     flat = [sample for group in samples for sample in group]
     rows = lines(bundle, flat)
     plain, transformers = Plain(bundle, chosen.micro), Transformers(bundle, chosen.micro, str(folder / "trainer"))
@@ -168,8 +171,8 @@ def _ways(
         talking = plain
     ways["plain"] = lambda: scaled(plain.step, some, scale)
     ways["transformers"] = lambda: scaled(transformers.step, some, scale)
-    ours = Ours(bundle, samples, folder, chosen.row_tokens)
-    return {"ours": lambda: ours.step().rows, **ways}
+    ours = Ours(bundle, table, samples, folder, chosen.row_tokens)
+    return shape, {"ours": lambda: ours.step().rows, **ways}
 
 
 def memory(chosen: argparse.Namespace, _: Path) -> None:
@@ -186,11 +189,9 @@ def memory(chosen: argparse.Namespace, _: Path) -> None:
 
 def peak(chosen: argparse.Namespace, folder: Path) -> None:
     """Do two steps one way in this process, and print its peak memory in MiB."""
-    shape = _shape(chosen)
-    samples = write_samples(shape, folder)
-    bundle = build_bundle(chosen.size, shape, folder)
+    _, samples, bundle, table = _set_up(chosen, folder)
     if chosen.way == "ours":
-        ours = Ours(bundle, samples, folder, chosen.row_tokens)
+        ours = Ours(bundle, table, samples, folder, chosen.row_tokens)
         run: Callable[[], object] = ours.step
     else:
         rows = lines(bundle, [sample for group in samples for sample in group])
@@ -200,15 +201,13 @@ def peak(chosen: argparse.Namespace, folder: Path) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     for _ in range(2):
         run()
-    print(json.dumps(_memory("VmHWM")))
+    print(json.dumps(memory_mib("VmHWM")))
 
 
 def efficiency(chosen: argparse.Namespace, folder: Path) -> None:
     """Print useful operations a second as a share of the rate of matrix products in this process."""
-    shape = _shape(chosen)
-    samples = write_samples(shape, folder)
-    bundle = build_bundle(chosen.size, shape, folder)
-    ours = Ours(bundle, samples, folder, chosen.row_tokens)
+    _, samples, bundle, table = _set_up(chosen, folder)
+    ours = Ours(bundle, table, samples, folder, chosen.row_tokens)
     operations = step_operations(bundle, ours)
     rates, shares = [], []
     for repeat in range(chosen.repeats + 1):
@@ -273,10 +272,18 @@ def _norm(tensors) -> float:
     return sum(float(one.double().square().sum()) for one in tensors) ** 0.5
 
 
-def _memory(key: str) -> float:
+def memory_mib(key: str) -> float:
     """Return a figure of this process in MiB: VmRSS (memory now) or VmHWM (its peak)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def _set_up(chosen: argparse.Namespace, folder: Path) -> tuple[Shape, list[list[Sample]], Bundle, tune.TuningTable]:
+    """Return the data, its samples by medium, the model, and what of it learns."""
+    shape = _shape(chosen)
+    bundle = build_bundle(chosen.size, shape, folder)
+    rules = {part: TuneRule(mode="full", lr=LEARNING_RATE) for part in chosen.tune}
+    return shape, write_samples(shape, folder), bundle, tune.apply(bundle.model, rules)
 
 
 def _shape(chosen: argparse.Namespace) -> Shape:
@@ -296,6 +303,7 @@ def main() -> None:
     parser.add_argument("bench", choices=["same", "speed", "memory", "peak", "efficiency"])
     parser.add_argument("case", nargs="?", choices=SHAPES, default="slake")
     parser.add_argument("--size", choices=VOCABULARIES, default="small")
+    parser.add_argument("--tune", nargs="+", default=["*"], help="parts that learn; the others are frozen")
     parser.add_argument("--questions", type=int, default=0, help="largest group of an image; default: all of them")
     parser.add_argument("--samples", type=int, default=0, help="of a step, instead of the shape's")
     parser.add_argument("--micro", type=int, default=MICRO, help="rows of a peer's batch")

@@ -77,22 +77,25 @@ def padded(rows: Sequence[Line], pad: int) -> dict[str, Tensor]:
     return batch
 
 
+def _optimizer(model: nn.Module) -> torch.optim.AdamW:
+    learning = [one for one in model.parameters() if one.requires_grad]
+    return torch.optim.AdamW(learning, lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
+
+
 class Plain:
     """A LLaVA-style loop: every row encodes its own image, and gets logits at each of its tokens.
 
     Args:
-        bundle: whose weights are copied, with the LLM's own SDPA attention in place of ours.
+        bundle: whose weights are copied, learning or not, with the LLM's own SDPA attention in place of ours.
         micro: rows of a batch; a step accumulates as many as it needs.
     """
 
     def __init__(self, bundle: Bundle, micro: int) -> None:
         self.micro, self.pad = micro, bundle.processor.tokenizer.pad_token_id
-        self.model = copy.deepcopy(bundle.model).requires_grad_(True).train()
+        self.model = copy.deepcopy(bundle.model).train()
         self.model.llm.set_attn_implementation("sdpa")
         self.places = list(bundle.processor.placeholder_ids.values())
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0, fused=True
-        )
+        self.optimizer = _optimizer(self.model)
 
     def step(self, rows: Sequence[Line]) -> Spent:
         """Do an optimizer step over all rows."""
@@ -143,9 +146,7 @@ class Transformers:
         self.micro, self.folder, self.pad = micro, folder, bundle.processor.tokenizer.pad_token_id
         self.names: dict[str, str] = {}
         self.model = self._model(bundle).train()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0, fused=True
-        )
+        self.optimizer = _optimizer(self.model)
         self.loss = 0.0
 
     def step(self, rows: Sequence[Line], watch: Any = None, clip: float = CLIP) -> Spent:
@@ -218,7 +219,7 @@ class Transformers:
         llm.set_attn_implementation("sdpa")
         if not bundle.model.towers:
             self.names = {name: f"llm.{name}" for name, _ in llm.named_parameters()}
-            return llm.requires_grad_(True)
+            return llm
         ((name, tower),) = bundle.model.towers.items()
         tower = copy.deepcopy(tower)
         vision = getattr(tower.encoder, "slice_encoder", tower.encoder).model
@@ -240,7 +241,7 @@ class Transformers:
             model.model.multi_modal_projector = tower.connector
         ours = {id(one): known for known, one in _named(bundle, tower, llm)}
         self.names = {known: ours[id(one)] for known, one in model.named_parameters()}
-        return model.requires_grad_(True)
+        return model
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Yield name and gradient of every parameter that has one, by our names."""

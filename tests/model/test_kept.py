@@ -128,13 +128,14 @@ def write(texts, waiting, data):
         assert len(writing) == len(lines)
 
 
-def test_what_is_kept_lets_go_of_its_row():
-    texts = Texts((4, 2), 6, {"scaling": 0.3, "sliding_window": None, "softcap": None, "s_aux": None})
+@pytest.mark.parametrize("shared", [1, 2])
+def test_what_is_kept_lets_go_of_its_row(shared):
+    texts = Texts((4, shared), 6, {"scaling": 0.3, "sliding_window": None, "softcap": None, "s_aux": None})
     one, other = texts.read([[("a", 5)], [("b", 7)]], [None, None])
-    assert one.layers[0][0].untyped_storage().nbytes() == 2 * 12 * 6 * 8
+    assert one.layers[0][0].untyped_storage().nbytes() == shared * 12 * 6 * 8
     small = one.compact()
-    assert small.layers[0][0].untyped_storage().nbytes() == 2 * 5 * 6 * 8
-    assert small.token_bytes == one.token_bytes == LAYERS * 2 * 2 * 6 * 8
+    assert small.layers[0][0].untyped_storage().nbytes() == shared * 5 * 6 * 8
+    assert small.token_bytes == one.token_bytes == LAYERS * 2 * shared * 6 * 8
     assert torch.equal(small.whole(1)[1], one.whole(1)[1])
     assert (small.length, other.length) == (5, 7)
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,10 @@ def test_a_large_group_is_split_and_repeats_its_prefix() -> None:
         pack([group], 20)
 
 
+BLANK = Group((), np.zeros(0, np.int32), (), ())
+"""To be made as long as wanted."""
+
+
 def sized(name: str, length: int) -> Group:
     found = talk(name, "a.png", "q", "a" * length)
     (group,) = alone([found])
@@ -153,6 +158,32 @@ def test_rows_fill_up_and_do_not_depend_on_chance() -> None:
     assert [int(row[0]) for row in names] == sorted(int(row[0]) for row in names)
     assert len(rows) <= -(-sum(sizes) // limit) + 1
     assert pack([], 10) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 5), st.integers(0, 60))
+def test_rows_are_few_even_and_a_multiple_of_the_devices(lengths: list[int], devices: int, spare: int) -> None:
+    groups = [replace(BLANK, prefix=np.zeros(length, np.int32)) for length in lengths]
+    most = max(lengths) + spare
+    fewest, rows = pack(groups, most), pack(groups, most, devices)
+    for found in (fewest, rows):
+        assert sorted(len(group.prefix) for row in found for group in row.groups) == sorted(lengths)
+        assert all(row.num_tokens <= most for row in found)
+    # All rows but one are more than half full, or two of them would be one.
+    assert sum(lengths) > most / 2 * (len(fewest) - 1)
+    if len(rows) != len(fewest):
+        assert len(rows) == min(-(-len(fewest) // devices) * devices, len(lengths))
+        filled = [row.num_tokens for row in rows]
+        assert max(filled) - min(filled) <= max(lengths)
+
+
+def test_ranks_with_rows_of_like_length_wait_little() -> None:
+    """Groups of eight questions, as many as a step of 64 shows, on four devices."""
+    lengths = [560 + 10 * (number % 9) for number in range(8)]
+    rows = pack([replace(BLANK, prefix=np.zeros(length, np.int32)) for length in lengths], 2048, 4)
+    filled = [row.num_tokens for row in rows]
+    assert len(rows) == 4
+    assert sum(filled) / (4 * max(filled)) > 0.97
 
 
 def test_batches_hold_one_picture_per_group_and_pictures_of_one_file_are_read_once() -> None:

@@ -186,8 +186,11 @@ class _Source:
         groups = []
         for medium in media:
             begin, size = self._starts[medium], self._sizes[medium]
-            rows = rng.permutation(self._rows[begin : begin + size])
-            groups += [part.tolist() for part in np.array_split(rows, -(-size // self._largest))]
+            rows = self._rows[begin : begin + size]
+            if size > 1:
+                rows = rng.permutation(rows)
+            parts = -(-size // self._largest)
+            groups += [part.tolist() for part in np.array_split(rows, parts)] if parts > 1 else [rows.tolist()]
         return [groups[index] for index in rng.permutation(len(groups))]
 
 

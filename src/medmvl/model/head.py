@@ -18,8 +18,13 @@ _CHUNK_BYTES = 2**27
 
 def states(llm: PreTrainedModel, at: Tensor, **inputs: Any) -> ModelOutput:
     """Run an LLM's body on a row; return what it gives, of its hidden states [1, S, width] only those at `at`."""
-    output = getattr(llm, _body(llm))(**inputs, use_cache=False)
+    output = body(llm)(**inputs, use_cache=False)
     return _with_states(output, output.last_hidden_state[:, at])
+
+
+def body(llm: PreTrainedModel) -> nn.Module:
+    """Return the part of an LLM that turns embeddings into hidden states."""
+    return getattr(llm, _body(llm))
 
 
 def logits(llm: PreTrainedModel, found: ModelOutput) -> Tensor:
@@ -172,7 +177,7 @@ def _after(llm: PreTrainedModel, found: ModelOutput, head: Any) -> Tensor:
 
 
 def _body(llm: PreTrainedModel) -> str:
-    """Return the name of the part that turns embeddings into hidden states: the one with the words in it."""
+    """Return the name of an LLM's body: the part with the words in it."""
     words = llm.get_input_embeddings()
     return next(name for name, part in llm.named_children() if any(one is words for one in part.modules()))
 

@@ -42,7 +42,7 @@ class Kept:
 
     def compact(self) -> "Kept":
         """Return a copy of the run that does not keep the row alive in which it was read."""
-        layers = [(keys.contiguous(), values.contiguous()) for keys, values in self.layers]
+        layers = [(keys.clone(), values.clone()) for keys, values in self.layers]
         return Kept(layers, self.own, self.behind)
 
     @property

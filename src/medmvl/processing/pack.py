@@ -1,7 +1,9 @@
 """Rows of tokens: samples about the same media share them, rows of different media lie end to end."""
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapreplace
 
 import numpy as np
 
@@ -91,7 +93,7 @@ def alone(encoded: Iterable[Encoded]) -> list[Group]:
 
 
 def arrange(
-    encoded: Sequence[Encoded], max_tokens: int, limit: int | None = None, room: int = 0
+    encoded: Sequence[Encoded], max_tokens: int, limit: int | None = None, room: int = 0, multiple: int = 1
 ) -> tuple[list[Row], list[Row]]:
     """Lay samples out as rows.
 
@@ -100,6 +102,7 @@ def arrange(
         max_tokens: longest row, apart from samples that stay alone.
         limit: longest sample that may share a row with others; None for any, 0 for none.
         room: tokens by which every sample may grow.
+        multiple: see `pack`.
 
     Returns:
         Packed rows, and rows with one sample each: those that, grown, pass the limit.
@@ -109,31 +112,59 @@ def arrange(
     """
     fits = [one for one in encoded if limit is None or one.num_tokens + room <= limit]
     lonely = [one for one in encoded if limit is not None and one.num_tokens + room > limit]
-    return pack(shared(fits), max_tokens), [Row((group,)) for group in alone(lonely)]
+    return pack(shared(fits), max_tokens, multiple), [Row((group,)) for group in alone(lonely)]
 
 
-def pack(groups: Sequence[Group], max_tokens: int) -> list[Row]:
-    """Fill rows of at most `max_tokens`, deterministically.
+def pack(groups: Sequence[Group], max_tokens: int, multiple: int = 1) -> list[Row]:
+    """Fill rows of at most `max_tokens`, deterministically: as few as will do, and those of even length.
 
-    Longest group first, each into the first row with room; groups within a row, and rows by their first group, keep
-    the order given. A group longer than a row is split, its prefix repeated.
+    Groups within a row, and rows by their first group, keep the order given. A group longer than a row is split, its
+    prefix repeated.
+
+    Args:
+        groups: what to lay out.
+        max_tokens: longest row.
+        multiple: make a multiple of so many rows (one for each device at a time), as far as there are groups.
 
     Raises:
         SampleError: a single branch with its prefix is longer than a row.
     """
     pieces = [piece for group in groups for piece in _split(group, max_tokens)]
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(pieces)), key=lambda i: -pieces[i].num_tokens):
-        size = pieces[index].num_tokens
-        place = next((i for i, free in enumerate(room) if free >= size), None)
-        if place is None:
-            place = len(rows)
-            rows.append([])
-            room.append(max_tokens)
-        rows[place].append(index)
-        room[place] -= size
+    sizes = [piece.num_tokens for piece in pieces]
+    rows = _few(sizes, max_tokens)
+    rows = _even(sizes, max_tokens, min(-(-len(rows) // multiple) * multiple, len(pieces))) or rows
     return [Row(tuple(pieces[i] for i in row)) for row in sorted(sorted(row) for row in rows)]
+
+
+def _few(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Fill rows of at most `most`: the largest first, each into the row that it leaves least room in."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free, row), sorted
+    for index in _largest_first(sizes):
+        place = bisect_left(room, (sizes[index], 0))
+        free, row = room.pop(place) if place < len(room) else (most, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(index)
+        insort(room, (free - sizes[index], row))
+    return rows
+
+
+def _even(sizes: Sequence[int], most: int, count: int) -> list[list[int]]:
+    """Fill `count` rows: the largest first, each into the shortest row; return none if that passes `most`."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, row) for row in range(count)]
+    for index in _largest_first(sizes):
+        length, row = filled[0]
+        if length + sizes[index] > most:
+            return []
+        rows[row].append(index)
+        heapreplace(filled, (length + sizes[index], row))
+    return rows
+
+
+def _largest_first(sizes: Sequence[int]) -> list[int]:
+    return sorted(range(len(sizes)), key=lambda index: -sizes[index])
 
 
 def _media_end(branch: Branch, media: tuple[Media, ...]) -> int:

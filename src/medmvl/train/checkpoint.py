@@ -34,7 +34,7 @@ class CheckpointError(ValueError):
 class Progress:
     """Where a run stands; with the weights and the optimizer's moments all that resuming needs.
 
-    Random numbers are not part of it: every micro-step is seeded by (run.seed, stage, step, micro-step, rank).
+    Random numbers are not part of it: every row is seeded by (run.seed, stage, step, its number).
 
     Attributes:
         step: optimizer steps of the whole run.

@@ -157,8 +157,9 @@ class ChatPreparer:
     def __call__(self, step: Step) -> Prepared:
         """Prepare one step."""
         encoded, refused = self._encode(step)
-        packed, single = arrange(encoded, self.row_tokens, self.position_limit)
-        rows = packed + single
+        packed, single = arrange(encoded, self.row_tokens, self.position_limit, multiple=self.world)
+        # Ranks wait for each other, so rows of like length are done at the same time.
+        rows = sorted(packed + single, key=lambda row: -row.num_tokens)
         rounds = max(1, -(-len(rows) // self.world))
         own = rows[self.rank :: self.world]
         slots = sum(

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from medmvl.train.checkpoint import Best, Checkpoints, Progress
 from medmvl.train.feed import Feed, ModelBatch, Prepared, loader
 from medmvl.train.objectives import Objective
 from medmvl.train.optim import schedule, set_learning_rates
+from medmvl.train.profile import FORWARD, Profile, Stopwatch
 from medmvl.train.recipe import Run, Stage
 from medmvl.train.strategy import Engine
 from medmvl.train.track import Tracker, memory_gib
@@ -108,6 +109,7 @@ class Loop:
         save: writes a checkpoint; its argument is where the run stands.
         judge: further validation, given the optimizer step; returns numbers to log.
         stop: says whether the run was asked to leave.
+        profile: makes what tells where the time goes, given the loop's watch; None tells nothing.
     """
 
     def __init__(
@@ -123,10 +125,13 @@ class Loop:
         save: Callable[[Progress], None],
         judge: Callable[[int], dict[str, float]] | None,
         stop: Stop,
+        profile: Callable[[Stopwatch], Profile] | None = None,
     ) -> None:
         self.engine, self.objective, self.stage, self.run = engine, objective, stage, run
         self.total, self.frozen, self.tracker = total, frozen, tracker
         self.checkpoints, self.save, self.judge, self.stop = checkpoints, save, judge, stop
+        self._watch = Stopwatch()
+        self._profile = profile(self._watch) if profile else None
         self._blank: ModelBatch | None = None
         self._window = _Window()
         self._norm = 0.0
@@ -151,9 +156,7 @@ class Loop:
         try:
             self._window, self._reported = _Window(), progress.stage_step
             while progress.stage_step < self.total:
-                asked = time.perf_counter()
-                prepared = next(source)
-                self._window.waited += time.perf_counter() - asked
+                prepared = self._next(source)
                 try:
                     progress, leave = self.step(prepared, progress)
                     self._report(progress)
@@ -161,6 +164,8 @@ class Loop:
                 except (NonFiniteError, RefusedError):  # on all ranks alike
                     self._save(progress)
                     raise
+                if self._profile is not None:
+                    self._profile.step_done()
                 done = progress.stage_step == self.total
                 if done or leave or progress.step % self.run.save_every == 0:
                     self._save(progress)
@@ -169,11 +174,20 @@ class Loop:
                     raise Terminated
         finally:
             self.tracker.end()
+            if self._profile is not None:
+                self._profile.finish()
         return progress
+
+    def _next(self, source: Iterator[Prepared]) -> Prepared:
+        before = self._watch.seconds["waiting for data"]
+        with self._watch("waiting for data"):
+            prepared = next(source)
+        self._window.waited += self._watch.seconds["waiting for data"] - before
+        return prepared
 
     def step(self, prepared: Prepared, progress: Progress) -> tuple[Progress, bool]:
         """Do one optimizer step; return the new progress and whether some rank was asked to leave."""
-        engine = self.engine
+        engine, watch = self.engine, self._watch
         own = [prepared.supervised, prepared.samples, len(prepared.refused), self.stop.asked]
         terms, samples, refused, leave = engine.total([float(value) for value in own])
         progress = self._count_refused(prepared, progress, int(refused))
@@ -183,16 +197,19 @@ class Loop:
             weight = 0.0 if batch is None else 1.0
             batch = (batch or self._filler()).to(engine.device)
             with engine.accumulate(last=number == len(prepared.batches) - 1):
-                with engine.autocast():
+                with engine.autocast(), watch(FORWARD):
                     output = engine.module(**batch.model_inputs())
                 self._check_finite(output, batch, progress)
                 # Gradients are averaged over ranks; `world` turns that into the mean over all terms of the step.
-                engine.backward(output.loss * (weight * engine.world / max(terms, 1.0)))
+                with watch("backward"):
+                    engine.backward(output.loss * (weight * engine.world / max(terms, 1.0)))
             self._note(output, weight)
-        norm = engine.clip_gradients()
+        with watch("clipping"):
+            norm = engine.clip_gradients()
         if not math.isfinite(norm):
             raise NonFiniteError(f"{self._where(progress)}: the gradient's norm is {norm}; {_ADVICE}")
-        engine.step()
+        with watch("optimizer"):
+            engine.step()
         self._norm = norm
         window = self._window
         window.terms += prepared.supervised
@@ -214,8 +231,13 @@ class Loop:
         return self._blank
 
     def _seed(self, progress: Progress, number: int) -> None:
-        """Make dropout a function of where the run stands, so that a resumed run repeats it exactly."""
-        torch.manual_seed(seed_of(self.run.seed, progress.stage, progress.stage_step, number, self.engine.rank))
+        """Make dropout a function of the row and of where the run stands: a resumed run repeats it exactly.
+
+        Rows are dealt out in turn, so a row's number in the step tells its rank and micro-step, and is the same for
+        every number of ranks that makes the same rows.
+        """
+        row = number * self.engine.world + self.engine.rank
+        torch.manual_seed(seed_of(self.run.seed, progress.stage, progress.stage_step, row))
 
     def _check_finite(self, output: Any, batch: ModelBatch, progress: Progress) -> None:
         """Stop all ranks before any gradient is touched if one rank's loss is not finite."""

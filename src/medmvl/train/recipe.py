@@ -164,6 +164,7 @@ class Run(Strict):
         description="folder that keeps what frozen encoders make of media, for all runs, where that is faster than "
         "computing it; null: compute it at every use",
     )
+    profile: bool = Field(False, description="tell where the time goes: profile/STAGE.txt, and a trace of one step")
     activation_checkpointing: list[PartPattern] = Field(default_factory=list, description="parts that recompute")
     data_roots: list[str] = Field(
         default_factory=lambda: ["data"], description="folders in which sources are looked up"

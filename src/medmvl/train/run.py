@@ -22,7 +22,7 @@ from medmvl.core.atomic import atomic_file
 from medmvl.core.log import get_logger
 from medmvl.core.processes import start_ranks, wait_for_ranks
 from medmvl.data.mixture import Position
-from medmvl.model import tune
+from medmvl.model import head, tune
 from medmvl.train import assemble
 from medmvl.train.assemble import EXTRA, Place, Plan
 from medmvl.train.checkpoint import CheckpointError, Checkpoints, Progress, fingerprint, read_progress, read_tensors
@@ -30,6 +30,7 @@ from medmvl.train.features import Features
 from medmvl.train.feed import Refusal
 from medmvl.train.loop import TERMINATED, Loop, Stop, Terminated, seed_of
 from medmvl.train.optim import build_optimizer, hold_masters
+from medmvl.train.profile import Profile, Stopwatch
 from medmvl.train.recipe import Recipe, Stage
 from medmvl.train.strategy import Engine, end_processes, resolve_precision, resolve_strategy, world_size
 from medmvl.train.track import Tracker, require_trackers
@@ -50,6 +51,7 @@ _MAY_DIFFER = (
     "features",
     "max_refused",
     "strategy",
+    "profile",
 )
 """Keys of `run` that a resumed run may set otherwise: none changes what is learned (but for rounding, the strategy)."""
 
@@ -213,7 +215,7 @@ class _Run:
 
         loop = Loop(
             engine, plan.objective, stage, run, total, frozen, tracker, self.checkpoints, save,
-            self._judge_in(bundle, engine), self.stop,
+            self._judge_in(bundle, engine), self.stop, self._profile_of(stage, bundle, engine),
         )  # fmt: skip
         progress = loop.train(progress)
         if place.sharded:
@@ -242,6 +244,12 @@ class _Run:
             f"{self.strategy} x {self.world}, {self.precision}"
         )
         _LOG.info("%s\n%s\n%s\n%s", "=" * len(head), head, plan.objective.plan, table)
+
+    def _profile_of(self, stage: Stage, bundle: Bundle, engine: Engine) -> Callable[[Stopwatch], Profile] | None:
+        if not (self.recipe.run.profile and self.main):
+            return None
+        parts = {**tune.parts(bundle.model), "llm": head.body(bundle.model.llm)}
+        return lambda watch: Profile(watch, parts, engine.device, self.folder / "profile", stage.name)
 
     def _judge_in(self, bundle: Bundle, engine: Engine) -> Callable[[int], dict[str, float]] | None:
         if self.judge is None:

@@ -16,6 +16,9 @@ def train(
     ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Tell where the time of each stage goes; same as run.profile=true.")
+    ] = False,
 ) -> None:
     """Train a bundle from a recipe, on every visible GPU, and save it in the run's folder.
 
@@ -26,7 +29,8 @@ def train(
     """
     from medmvl.train.recipe import Recipe
 
-    Recipe.load(recipe, overrides or [])  # a mistake is told before torch is paid for
+    settings = [*(overrides or []), *(["run.profile=true"] if profile else [])]
+    Recipe.load(recipe, settings)  # a mistake is told before torch is paid for
     from medmvl.train.run import train
 
-    train(recipe, overrides=overrides or [], resume=resume)
+    train(recipe, overrides=settings, resume=resume)
