@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import tiny_run
 from medmvl.core.atomic import DiskFullError
 from medmvl.core.schema import Sample
 from medmvl.data.store import SampleStore
+from medmvl.model import attention
 from medmvl.processing.tokenizer import train_tokenizer
 from medmvl.train.loop import NonFiniteError, RefusedError
 from medmvl.train.run import train
@@ -250,6 +252,17 @@ def test_a_frozen_llm_recomputes_too(root, monkeypatch):
     assert len(calls) == 3 * once
     assert not any(calls)  # nothing in it drops out
     assert furthest(weights(plain), weights(recomputed)) < 1e-6
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_learn_the_same(root):
+    plain = train(tiny_run.recipe(root, output=str(root / "plain")))
+    try:
+        compiled = train(tiny_run.recipe(root, compile=True, output=str(root / "compiled")))
+    finally:
+        torch._dynamo.reset()
+        attention.AttentionInterface.register(attention.NAME, attention.packed_attention)
+    assert furthest(weights(plain), weights(compiled)) < 1e-5
 
 
 def test_best_checkpoint_stays(root):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from medmvl.core.layout import Layout, Segment
-from medmvl.model.attention import Keeping, Plan, Reach, attend_row, weigh
+from medmvl.model.attention import Keeping
+from medmvl.model.backends import Options, Reach, Row, choose, weigh
 
 _SPARE, _IDLE = 1.5, 4
 """Tables are made so many times as long as needed, and made anew when they are so many times as long."""
@@ -74,7 +75,8 @@ class Reading(Keeping):
             segments.append(Segment(cursor, cursor + length, *(prefixes[kept] if kept else (0, 0))))
             cursor += length
         self._runs = segments[len(self._before) :]
-        self._plan = Plan(Layout(tuple(segments)), device, kept=len(self._before))
+        self._layout, self._device = Layout(tuple(segments)), device
+        self._rows: dict[type[Row], Row] = {}
         self._layers: list[tuple[Tensor, Tensor]] = []
 
     def positions(self) -> Iterator[int]:
@@ -82,13 +84,16 @@ class Reading(Keeping):
         for run in self._runs:
             yield from range(run.prefix_length, run.prefix_length + run.length)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, options: tuple) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, options: Options) -> Tensor:
         """See `Keeping.attend`."""
         layer = len(self._layers)
         self._layers.append((key[0], value[0]))
         before = [kept.whole(layer) for kept in self._before]
         kept = [keys[None] for keys, _ in before], [values[None] for _, values in before]
-        return attend_row(query, key, value, self._plan, window, options, kept)
+        backend = choose(query, options)
+        if backend not in self._rows:
+            self._rows[backend] = backend(self._layout, self._device, len(self._before))
+        return self._rows[backend].attend(query, key, value, window, options, kept)
 
     def kept(self) -> list[Kept]:
         """Return what the row left behind, run by run: views into it."""
@@ -188,7 +193,7 @@ class Writing(Keeping):
         self._lengths, self._layer = self._lengths + 1, 0
         return (before + new).to(self._device)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, options: tuple) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, options: Options) -> Tensor:
         """See `Keeping.attend`."""
         step = self._step
         if step is None:

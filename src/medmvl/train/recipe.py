@@ -165,6 +165,9 @@ class Run(Strict):
         "computing it; null: compute it at every use",
     )
     profile: bool = Field(False, description="tell where the time goes: profile/STAGE.txt, and a trace of one step")
+    compile: bool = Field(
+        False, description="torch.compile the blocks of encoders and LLM: minutes once, then faster on GPUs"
+    )
     activation_checkpointing: list[PartPattern] = Field(default_factory=list, description="parts that recompute")
     data_roots: list[str] = Field(
         default_factory=lambda: ["data"], description="folders in which sources are looked up"

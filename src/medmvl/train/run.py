@@ -23,6 +23,7 @@ from medmvl.core.log import get_logger
 from medmvl.core.processes import start_ranks, wait_for_ranks
 from medmvl.data.mixture import Position
 from medmvl.model import head, tune
+from medmvl.model.compiled import compile_blocks
 from medmvl.train import assemble
 from medmvl.train.assemble import EXTRA, Place, Plan
 from medmvl.train.checkpoint import CheckpointError, Checkpoints, Progress, fingerprint, read_progress, read_tensors
@@ -50,10 +51,11 @@ _MAY_DIFFER = (
     "prepared",
     "features",
     "max_refused",
-    "strategy",
     "profile",
+    "strategy",
+    "compile",
 )
-"""Keys of `run` that a resumed run may set otherwise: none changes what is learned (but for rounding, the strategy)."""
+"""Keys of `run` that a resumed run may set otherwise: none changes what is learned (the last two but for rounding)."""
 
 
 class RunError(ValueError):
@@ -93,6 +95,8 @@ def train(
     strategy = resolve_strategy(settings.run.strategy, world_size())
     if judge is not None and strategy not in ("single", "ddp"):
         raise RunError(f"a further validation needs the whole model on one device, which {strategy} does not have")
+    if settings.run.compile and strategy not in ("single", "ddp"):
+        raise RunError(f"run.compile does not go with {strategy}, which gathers the weights of blocks; leave it out")
     torch.manual_seed(settings.run.seed)
     try:
         with Stop() as stop:
@@ -190,6 +194,8 @@ class _Run:
             assemble.store_frozen_small(bundle.model, self.recipe.stages, trained)
         hold_masters(plan.objective.module)
         assemble.recompute(bundle.model, run.activation_checkpointing)
+        if run.compile:
+            compile_blocks(bundle.model)
         adapters = tune.adapters(bundle.model)
         frozen = [
             part for part in tune.parts(bundle.model).values() if not any(p.requires_grad for p in part.parameters())
