@@ -41,7 +41,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from medmvl.bundle import Bundle
 from medmvl.core.schema import Sample
 from medmvl.infer import engine
-from peers import Clock, Line, Transformers
+from peers import Clock, Line, Transformers, record
 from shapes import SHAPES, VOCABULARIES, Shape, build_bundle, write_samples
 
 BATCHES = (4, 8, 16, 32)
@@ -197,7 +197,7 @@ def speed(chosen: argparse.Namespace, folder: Path) -> None:
     }
     print(f"{chosen.case}, {chosen.size}: {len(samples)} questions about {shape.media} media, {lengths.of.mean():.1f} "
           f"tokens an answer")  # fmt: skip
-    _compare(ways, chosen.repeats, lambda one, other: one == other)
+    record(chosen.record, f"answer {chosen.case}, {chosen.size}", _compare(ways, chosen.repeats, lambda a, b: a == b))
 
 
 def options(chosen: argparse.Namespace, folder: Path) -> None:
@@ -217,7 +217,8 @@ def options(chosen: argparse.Namespace, folder: Path) -> None:
         f"transformers, {batch}": (some, lambda: peer.rank(rows[:some], answers[:some], batch)),
     }
     print(f"{chosen.case}, {chosen.size}: {len(samples)} questions, four options of 2 to 5 tokens each")
-    _compare(ways, chosen.repeats, lambda one, other: np.allclose(one, other, rtol=1e-4))
+    found = _compare(ways, chosen.repeats, lambda one, other: np.allclose(one, other, rtol=1e-4))
+    record(chosen.record, f"rank options {chosen.case}, {chosen.size}", found)
 
 
 def _made(chosen: argparse.Namespace, folder: Path) -> tuple[Shape, list[Sample], Bundle]:
@@ -237,8 +238,11 @@ def _made(chosen: argparse.Namespace, folder: Path) -> tuple[Shape, list[Sample]
 
 def _compare(
     ways: dict[str, tuple[int, Callable[[], list[Any]]]], repeats: int, same: Callable[[Any, Any], bool]
-) -> None:
-    """Run (questions, what answers them) in turn, hold the answers to each other, print times a question and ratios."""
+) -> dict[str, float]:
+    """Run (questions, what answers them) in turn and hold the answers to each other.
+
+    Prints times a question and ratios; returns the processor seconds a question.
+    """
     times: dict[str, list[list[float]]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         answers = []
@@ -259,6 +263,7 @@ def _compare(
         print(f"{name:20}{processor * 1e3:9.1f}{wall * 1e3:9.1f}{1 / processor:11.2f}"
               f"{processor / middle['ours'][0]:9.2f}{wall / middle['ours'][1]:9.2f}"
               f"{f'{min(each):.2f} - {max(each):.2f}':>16}")  # fmt: skip
+    return {name: processor for name, (processor, _) in middle.items()}
 
 
 def _best(peer: Peer, rows: Sequence[Line]) -> int:
@@ -327,6 +332,7 @@ def main() -> None:
     parser.add_argument("--answered", type=int, default=0, help="tokens of every answer, instead of the shape's")
     parser.add_argument("--batch", type=int, default=0, help="of the peer; default: the best one")
     parser.add_argument("--rows", type=int, default=32, help="rows that the peer works on; 0: all")
+    parser.add_argument("--record", type=Path, help="file that gets the medians, for plot_ratios.py")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()

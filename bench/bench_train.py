@@ -40,7 +40,7 @@ from medmvl.train.objectives import Objective
 from medmvl.train.optim import build_optimizer
 from medmvl.train.recipe import Run, Stage
 from medmvl.train.strategy import Engine
-from peers import CLIP, LEARNING_RATE, Clock, Line, Plain, Spent, Transformers, lines
+from peers import CLIP, LEARNING_RATE, Clock, Line, Plain, Spent, Transformers, lines, record
 from shapes import SHAPES, VOCABULARIES, Shape, build_bundle, conversations, write_samples
 
 MICRO = 8
@@ -148,6 +148,9 @@ def speed(chosen: argparse.Namespace, folder: Path) -> None:
         print(f"{name:16}{processor:9.2f}{wall:9.2f}{shape.samples / processor:11.2f}"
               f"{processor / middle['ours'][0]:9.2f}{wall / middle['ours'][1]:9.2f}"
               f"{f'{min(each):.2f} - {max(each):.2f}':>16}")  # fmt: skip
+    together = f", {chosen.questions} together" if chosen.questions else ""
+    what = f"train {chosen.case}{together}, {chosen.size}"
+    record(chosen.record, what, {name: processor / shape.samples for name, (processor, _) in middle.items()})
 
 
 def _ways(chosen: argparse.Namespace, folder: Path) -> tuple[Shape, dict[str, Callable[[], tuple[float, float]]]]:
@@ -311,6 +314,7 @@ def main() -> None:
     parser.add_argument("--row-tokens", type=int, default=2048, help="our longest row")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--record", type=Path, help="file that gets the medians of `speed`, for plot_ratios.py")
     parser.add_argument("--quick", action="store_true", help="one repeat of few rows")
     parser.add_argument("--way", choices=["ours", "plain", "transformers"], default="ours", help="of `peak`")
     chosen = parser.parse_args()
