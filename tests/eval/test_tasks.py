@@ -63,3 +63,17 @@ def test_wrong_tasks_are_explained(tmp_path: Path) -> None:
     file.write_text('name: x\nversion: "1"\ntitle: X\nfamily: open\nsource: x\nmetrics: [token_f1]\nprimary: rouge\n')
     with pytest.raises(ConfigError, match="primary is not scored"):
         load_tasks(file)
+
+
+def test_all_mistakes_in_names_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(
+        'name: x\nversion: "1"\ntitle: X\nfamily: open\nsource: x\nmetrics: [token_f3, token_f9]\n'
+        'prompt: Say it.\nparaphrases: ["Now say: {question}", Please.]\nprimary: bleu\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_tasks(file)
+    text = str(caught.value)
+    for hint in ("'token_f3'", "'token_f9'", "prompt: has no place", "got 'Please.'", "primary is not scored: 'bleu'"):
+        assert hint in text, text
+    assert text.count("rouge1_pkg") == 1

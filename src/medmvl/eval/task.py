@@ -1,6 +1,6 @@
 """A task: which samples judge a model, how it is asked, how answers are read and scored. YAML, versioned."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -66,15 +66,26 @@ class Task(Strict):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        for name in self.metrics:
-            find(name)
-        if "{question}" not in self.prompt:
-            raise ValueError(f'prompt: has no place for the question; write "{{question}}" in it, got {self.prompt!r}')
-        if unknown := sorted(set(self.metric_options) - set(self.metrics)):
-            raise ValueError(f"metric_options: not among the metrics: {', '.join(unknown)}")
-        if self.primary and self.primary not in self.metrics:
-            raise ValueError(f"primary is not scored: {self.primary!r}; {choices_text(self.primary, self.metrics)}")
+        if mistakes := list(self._mistakes()):
+            raise ValueError("\n  ".join(mistakes))
         return self
+
+    def _mistakes(self) -> Iterator[str]:
+        told = False
+        for name in self.metrics:
+            try:
+                find(name)
+            except LookupNameError as error:  # all choices once, they are many
+                yield str(error).partition(" Choices: ")[0] if told else str(error)
+                told = True
+        for field, texts in (("prompt", [self.prompt]), ("paraphrases", self.paraphrases)):
+            for text in texts:
+                if "{question}" not in text:
+                    yield f'{field}: has no place for the question; write "{{question}}" in it, got {text!r}'
+        if unknown := sorted(set(self.metric_options) - set(self.metrics)):
+            yield f"metric_options: not among the metrics: {', '.join(unknown)}"
+        if self.primary and self.primary not in self.metrics:
+            yield f"primary is not scored: {self.primary!r}; {choices_text(self.primary, self.metrics)}"
 
     @property
     def shown(self) -> str:
