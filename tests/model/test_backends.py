@@ -104,8 +104,8 @@ def test_reading_on_from_kept_keys_is_the_end_of_the_whole_row(backend, window):
 def test_sdpa_is_what_a_cpu_has():
     query = torch.randn(1, 4, 8, 16)
     for options in (Options(), Options(softcap=3.0), Options(dropout=0.1), Options(sinks=torch.randn(4))):
-        assert choose(query, options) is Blocked
-        assert choose(query.bfloat16(), options) is Blocked
+        assert choose(query, query, options) is Blocked
+        assert choose(query.bfloat16(), query.bfloat16(), options) is Blocked
 
 
 @gpu
@@ -113,11 +113,12 @@ def test_sdpa_is_what_a_cpu_has():
 def test_a_gpu_has_the_back_end_that_its_tensors_allow():
     query = torch.randn(1, 4, 8, 16, device="cuda")
     half = backends.varlen_attention() is not None and torch.cuda.get_device_capability() >= (8, 0)
-    assert choose(query.bfloat16(), Options()) is (Varlen if half else Masked)
-    assert choose(query, Options()) is Masked
-    assert choose(query.bfloat16(), Options(softcap=3.0)) is Masked
-    assert choose(query, Options(dropout=0.1)) is Blocked
-    assert choose(query, Options(sinks=torch.randn(4))) is Blocked
+    assert choose(query.bfloat16(), query.bfloat16(), Options()) is (Varlen if half else Masked)
+    assert choose(query, query, Options()) is Masked
+    assert choose(query.bfloat16(), query.bfloat16(), Options(softcap=3.0)) is Masked
+    assert choose(query, query, Options(dropout=0.1)) is Blocked
+    assert choose(query, query, Options(sinks=torch.randn(4))) is Blocked
+    assert choose(query.bfloat16(), query[..., :8].bfloat16(), Options()) is Blocked
 
 
 @gpu

@@ -74,7 +74,7 @@ def packed_attention(
                 f"a layout of {layout.length} tokens needs queries and keys of batch 1 and that length, "
                 f"got queries {tuple(query.shape)} and keys {tuple(key.shape)}"
             )
-        row = _row(choose(query, options), layout, query.device)
+        row = _row(choose(query, value, options), layout, query.device)
         return row.attend(query, key, value, sliding_window, options), None
     return out.transpose(1, 2).contiguous(), None
 

@@ -120,8 +120,8 @@ class Row(ABC):
 
     @staticmethod
     @abstractmethod
-    def takes(query: Tensor, options: Options) -> bool:
-        """Whether this back end can attend, and is worth its start-up, for queries like these."""
+    def takes(query: Tensor, value: Tensor, options: Options) -> bool:
+        """Whether this back end can attend, and is worth its start-up, for tensors like these."""
 
     @abstractmethod
     def attend(
@@ -166,7 +166,7 @@ class Blocked(Row):
         self._places = places.to(device)
 
     @staticmethod
-    def takes(query: Tensor, options: Options) -> bool:
+    def takes(query: Tensor, value: Tensor, options: Options) -> bool:
         """See `Row.takes`: always."""
         return True
 
@@ -207,12 +207,17 @@ class Varlen(Row):
         self._longest = [max(x) for x in lengths]
 
     @staticmethod
-    def takes(query: Tensor, options: Options) -> bool:
+    def takes(query: Tensor, value: Tensor, options: Options) -> bool:
         """See `Row.takes`: half precision on GPUs from Ampere on, without dropout, softcap and sinks."""
         if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
             return False
         width, plain = query.shape[-1], options.softcap is None and options.sinks is None and not options.dropout
-        fits = width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        fits = (
+            width % 8 == 0
+            and width <= 256
+            and value.shape[-1] == width
+            and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        )
         return plain and fits and varlen_attention() is not None
 
     def attend(
@@ -266,9 +271,9 @@ class Masked(Row):
         self._masks: dict[int | None, Any] = {}
 
     @staticmethod
-    def takes(query: Tensor, options: Options) -> bool:
+    def takes(query: Tensor, value: Tensor, options: Options) -> bool:
         """See `Row.takes`: GPUs, without dropout and sinks."""
-        plain = options.sinks is None and not options.dropout
+        plain = options.sinks is None and not options.dropout and value.shape[-1] == query.shape[-1]
         return plain and query.is_cuda and torch.cuda.get_device_capability(query.device) >= (7, 0)
 
     def attend(
@@ -336,9 +341,9 @@ BACKENDS: dict[str, type[Row]] = {"flash": Varlen, "flex": Masked, "sdpa": Block
 """Back ends by name, the first that takes a row's queries is chosen."""
 
 
-def choose(query: Tensor, options: Options) -> type[Row]:
-    """Return the back end for a packed row with queries like these."""
-    return next(row for row in BACKENDS.values() if row.takes(query, options))
+def choose(query: Tensor, value: Tensor, options: Options) -> type[Row]:
+    """Return the back end for a packed row with tensors like these."""
+    return next(row for row in BACKENDS.values() if row.takes(query, value, options))
 
 
 class _Block:

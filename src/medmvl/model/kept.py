@@ -90,7 +90,7 @@ class Reading(Keeping):
         self._layers.append((key[0], value[0]))
         before = [kept.whole(layer) for kept in self._before]
         kept = [keys[None] for keys, _ in before], [values[None] for _, values in before]
-        backend = choose(query, options)
+        backend = choose(query, value, options)
         if backend not in self._rows:
             self._rows[backend] = backend(self._layout, self._device, len(self._before))
         return self._rows[backend].attend(query, key, value, window, options, kept)
