@@ -1,6 +1,7 @@
 """Every back end of attention against SDPA's, and against dense attention written out."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from attention_rows import dense, dense_mask, draw_tensors, layouts
 from medmvl.core.layout import Layout, Segment
-from medmvl.model import backends
+from medmvl.model import attention, backends
 from medmvl.model.backends import BACKENDS, Blocked, Masked, Options, Varlen, choose
 
 OTHERS = sorted(BACKENDS.keys() - {"sdpa"})
@@ -141,3 +142,28 @@ def test_back_ends_equal_sdpa_on_a_gpu(name, window):
         strict=True,
     ):
         torch.testing.assert_close(a.float(), b, **tolerance)
+
+
+@pytest.mark.usefixtures("written_out")
+def test_what_comes_back_to_a_prefix_is_added_up_in_fp32():
+    """Many branches in half precision: rounding after every addition would lose the small ones."""
+    branches = 600
+    segments = [Segment(0, 1), *(Segment(1 + i, 2 + i, 0, 1) for i in range(branches))]
+    tensors = [torch.ones(1, 1, branches + 1, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    out = Varlen(Layout(tuple(segments)), CPU).attend(*tensors, None, Options())
+    (gradient,) = torch.autograd.grad(out.sum(), tensors[2])
+    assert float(gradient[0, 0, 0, 0]) == pytest.approx(1 + branches / 2, rel=0.01)
+
+
+def test_under_autocast_all_tensors_have_the_half_precision_that_flash_attention_needs(monkeypatch):
+    """Rotary embeddings give fp32 queries beside bf16 values."""
+    seen = []
+    monkeypatch.setattr(attention, "choose", lambda *given: seen.extend(x.dtype for x in given[:2]) or Blocked)
+    layout = Layout((Segment(0, 4), Segment(4, 8, 0, 4)))
+    query, key, value = (x.detach().float() for x in draw_tensors(8))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attention.packed_attention(
+            SimpleNamespace(is_causal=True), query, key, value.bfloat16(), None, layout=layout
+        )
+    assert seen == [torch.bfloat16, torch.bfloat16]
+    assert found.dtype == torch.bfloat16

@@ -44,11 +44,13 @@ def test_a_second_counts_for_the_innermost_span_alone(clock):
     assert sum(watch.seconds.values()) == 63
 
 
-def test_parts_are_timed_in_the_forward_pass_of_counted_steps_only(clock, tmp_path, caplog):
+def test_parts_are_timed_in_the_forward_pass_of_counted_steps_only(clock, tmp_path, caplog, monkeypatch):
     class Part(nn.Module):
         def forward(self):
             clock(3)
 
+    averages = Profile._told
+    monkeypatch.setattr(Profile, "_told", lambda *given: clock(50) or averages(*given))  # telling is no training
     watch, part = Stopwatch(), Part()
     told = Profile(watch, {"llm": part}, torch.device("cpu"), tmp_path / "profile", "align")
     for _ in range(5):  # the first one and the traced one do not count

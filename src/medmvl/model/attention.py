@@ -63,6 +63,10 @@ def packed_attention(
             f"{type(module).__name__}: attention {NAME!r} is causal and takes its layout as `layout`, got a mask, a "
             "position bias or is_causal=False; load this model with attn_implementation='sdpa' or 'eager'"
         )
+    if torch.is_autocast_enabled(query.device.type):
+        # As SDPA does by itself. Rotary embeddings leave queries and keys in fp32 beside values in half precision.
+        half = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (x.to(half) if x.dtype == torch.float32 else x for x in (query, key, value))
     options = Options(scaling, dropout, softcap, s_aux)
     if isinstance(layout, Keeping):
         return layout.attend(query, key, value, sliding_window, options), None

@@ -10,6 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -228,7 +229,7 @@ class Varlen(Row):
         if run is None:
             raise RuntimeError(f"torch {torch.__version__} has no flash attention over runs of other lengths")
         keys, values = (
-            torch.cat([*known, x], dim=2)[0].transpose(0, 1).index_select(0, self._keys)
+            _Repeat.apply(torch.cat([*known, x], dim=2)[0].transpose(0, 1), self._keys)
             for known, x in zip(kept, (key, value), strict=True)
         )
         out = run(
@@ -242,6 +243,23 @@ class Varlen(Row):
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return out[None]
+
+
+class _Repeat(torch.autograd.Function):
+    """`x[tokens]` over the first dimension; what comes back for a token from its many copies is added up in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.count = len(x)
+        return x.index_select(0, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (tokens,) = ctx.saved_tensors
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        total = gradient.new_zeros(ctx.count, *gradient.shape[1:], dtype=wide)
+        return total.index_add_(0, tokens, gradient.to(wide)).to(gradient.dtype), None
 
 
 @cache
@@ -272,9 +290,11 @@ class Masked(Row):
 
     @staticmethod
     def takes(query: Tensor, value: Tensor, options: Options) -> bool:
-        """See `Row.takes`: GPUs, without dropout and sinks."""
-        plain = options.sinks is None and not options.dropout and value.shape[-1] == query.shape[-1]
-        return plain and query.is_cuda and torch.cuda.get_device_capability(query.device) >= (7, 0)
+        """See `Row.takes`: GPUs with Triton, without dropout and sinks."""
+        width, plain = query.shape[-1], options.sinks is None and not options.dropout
+        if not (plain and query.is_cuda and width >= 16 and value.shape[-1] == width):
+            return False
+        return torch.cuda.get_device_capability(query.device) >= (7, 0) and find_spec("triton") is not None
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, window: int | None, options: Options, kept: Kept = ((), ())

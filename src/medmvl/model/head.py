@@ -67,11 +67,12 @@ class _Losses(torch.autograd.Function):
         each = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[5:]) if learns else None
         size = chunk_tokens(len(weight))
+        head_parts = _at_work(weight), None if bias is None else _at_work(bias)
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
             with torch.set_grad_enabled(learns):
                 states = hidden[:, part].detach().requires_grad_(learns)
-                head = _Head(weight, bias)
+                head = _Head(*head_parts)
                 made = _after(llm, _with_states(found, states), head)
             wanted = targets[part, None]
             table = F.log_softmax(made.detach()[0].float(), dim=-1)
@@ -133,11 +134,17 @@ def _add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
         total += first @ second
 
 
+def _at_work(weight: Tensor) -> Tensor:
+    """Return a weight in the precision that it is multiplied in; cast once, for autocast would do so in every chunk."""
+    device = weight.device.type
+    return weight.detach().to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
+
+
 class _Head:
     """Stands in for the head, and remembers what it was given and what it made of it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.weight, self.bias = weight, bias
 
     def __call__(self, given: Tensor) -> Tensor:
         self.given = given

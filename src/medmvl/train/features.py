@@ -139,7 +139,7 @@ class Features:
             return False
         self._plan(start, steps)
         seen = self._towers_seen()
-        run = {*seen, *self.preparers[0].towers}  # a tower without media runs on blank ones
+        run = {*seen, *self.preparers[0].towers, *(before or ())}  # a tower without media runs on blank ones
         names = [name for name in self.bundle.model.towers if name in run]
         reasons = {name: why_computed(self.bundle.model, name, self.stage) for name in names}
         with ExitStack() as stack:

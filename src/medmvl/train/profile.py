@@ -48,15 +48,16 @@ class Stopwatch:
 
     def begin(self, name: str) -> None:
         """Open a span."""
-        self._book()
+        self.book()
         self.open.append(name)
 
     def end(self) -> None:
         """Close the innermost span."""
-        self._book()
+        self.book()
         self.open.pop()
 
-    def _book(self) -> None:
+    def book(self) -> None:
+        """Count the time until now."""
         self.wait()
         now = time.perf_counter()
         self.seconds[self.open[-1] if self.open else _REST] += now - self._since
@@ -92,10 +93,12 @@ class Profile:
         if self._trace is not None:
             self._end_trace()
         elif self._steps == 1:
+            self._watch.book()
             self._watch.seconds.clear()
         else:
             self._counted += 1
         if self._steps == _TRACED:
+            self._watch.book()
             self._before = dict(self._watch.seconds)
             self._trace = torch.profiler.profile()
             self._trace.__enter__()
@@ -107,6 +110,7 @@ class Profile:
         self._watch.wait = lambda: None
         if self._trace is not None:
             self._end_trace()
+        self._watch.book()
         if not self._counted:
             _LOG.info("profile of stage %s: %d steps are too few to tell", self._stage, self._steps)
             return
@@ -133,12 +137,13 @@ class Profile:
 
     def _end_trace(self) -> None:
         self._trace.__exit__(None, None, None)
-        self._watch.seconds.clear()
-        self._watch.seconds.update(self._before)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._trace.export_chrome_trace(str(self._folder / f"{self._stage}.json"))
         self._operations = self._told(self._trace.key_averages())
         self._trace = None
+        self._watch.book()
+        self._watch.seconds.clear()
+        self._watch.seconds.update(self._before)
 
     def _table(self) -> str:
         total = sum(self._watch.seconds.values())
