@@ -18,7 +18,9 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("out", type=Path)
     chosen = parser.parse_args()
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rcParams
+
+    rcParams["svg.fonttype"] = "none"
 
     lines = [json.loads(line) for line in chosen.results.read_text(encoding="utf-8").splitlines()]
     found = {line["what"]: line["seconds"] for line in lines}  # the last measurement of each counts
@@ -36,7 +38,7 @@ def main() -> None:
     axis.axvline(1, color="#1b6ca8", linewidth=1.5)
     axis.set(yticks=[], xlabel="times the processor time that MedM-VL takes (1: as long)")
     axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="upper right")
     figure.savefig(chosen.out, bbox_inches="tight")
 
 
