@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from medmvl.core.layout import Layout, Segment
 from medmvl.core.schema import SampleError
 from medmvl.infer import engine, reader
 from medmvl.infer.choose import Chooser
@@ -60,7 +61,7 @@ def recomputed(model, prompt, count, banned=()):
     ids, answer = batch.ids, []
     with torch.no_grad():
         for _ in range(count):
-            layout = attention.Layout((attention.Segment(0, ids.shape[1]),))
+            layout = Layout((Segment(0, ids.shape[1]),))
             at = torch.tensor([ids.shape[1] - 1])
             logits = model.logits(ids, None, layout, batch.pixels, batch.media_positions, at)[0]
             logits[list(banned)] = -torch.inf
