@@ -41,7 +41,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from medmvl.bundle import Bundle
 from medmvl.core.schema import Sample
 from medmvl.infer import engine
-from peers import Clock, Line, Transformers, record
+from peers import Clock, Line, Transformers, memory_mib, record
 from shapes import SHAPES, VOCABULARIES, Shape, build_bundle, write_samples
 
 BATCHES = (4, 8, 16, 32)
@@ -309,15 +309,9 @@ def point(chosen: argparse.Namespace, folder: Path) -> None:
         bundle.generate(samples[:1], 2)
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        before, clock = _memory("VmRSS"), Clock()
+        before, clock = memory_mib("VmRSS"), Clock()
         bundle.generate(samples, lengths.longest)
-        print(json.dumps([len(samples), clock()[0], _memory("VmHWM") - before]))
-
-
-def _memory(key: str) -> float:
-    """Return a figure of this process in MiB: VmRSS (memory now) or VmHWM (its peak)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
+        print(json.dumps([len(samples), clock()[0], memory_mib("VmHWM") - before]))
 
 
 def main() -> None:

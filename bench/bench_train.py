@@ -40,7 +40,7 @@ from medmvl.train.objectives import Objective
 from medmvl.train.optim import build_optimizer
 from medmvl.train.recipe import Run, Stage
 from medmvl.train.strategy import Engine
-from peers import CLIP, LEARNING_RATE, Clock, Line, Plain, Spent, Transformers, lines, record
+from peers import CLIP, LEARNING_RATE, Clock, Line, Plain, Spent, Transformers, lines, memory_mib, record
 from shapes import SHAPES, VOCABULARIES, Shape, build_bundle, conversations, write_samples
 
 MICRO = 8
@@ -273,12 +273,6 @@ def tower_operations(tower: torch.nn.Module, is_volume: bool) -> float:
 
 def _norm(tensors) -> float:
     return sum(float(one.double().square().sum()) for one in tensors) ** 0.5
-
-
-def memory_mib(key: str) -> float:
-    """Return a figure of this process in MiB: VmRSS (memory now) or VmHWM (its peak)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 def _set_up(chosen: argparse.Namespace, folder: Path) -> tuple[Shape, list[list[Sample]], Bundle, tune.TuningTable]:

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from bench_train import LEARNING_RATE, Ours, memory_mib
+from bench_train import LEARNING_RATE, Ours
 from medmvl.model import tune
 from medmvl.model.config import TuneRule
-from peers import Plain, lines
+from peers import Plain, lines, memory_mib
 from shapes import SHAPES, Shape, build_bundle, write_samples
 
 _SLAKE, _CT, _TEXT = SHAPES["slake"], SHAPES["ct_rate"], SHAPES["text"]

@@ -24,6 +24,12 @@ LEARNING_RATE = 1e-5
 CLIP = 1.0
 
 
+def memory_mib(key: str) -> float:
+    """Return a figure of this process in MiB: VmRSS (memory now) or VmHWM (its peak)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
+
+
 def record(path: Path | None, what: str, seconds: Mapping[str, float]) -> None:
     """Append what was measured, processor seconds by way, as a line of JSON: `plot_ratios.py` draws them."""
     if path is not None:

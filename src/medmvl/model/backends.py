@@ -118,6 +118,9 @@ class Row(ABC):
         self.segments = layout.segments[kept:]
         self.before = layout.segments[kept - 1].end if kept else 0
         """Tokens that were read before."""
+        numbers = {(s.start, s.end): number for number, s in enumerate(layout.segments)}
+        self.prefixes = [numbers.get((s.prefix_start, s.prefix_end)) for s in layout.segments]
+        """Of every segment of the layout, the number of its prefix among them; None for isolated ones."""
 
     @staticmethod
     @abstractmethod
@@ -147,10 +150,8 @@ class Blocked(Row):
     @torch.inference_mode(False)
     def __init__(self, layout: Layout, device: torch.device, kept: int = 0) -> None:
         super().__init__(layout, device, kept)
-        numbers = {(s.start, s.end): number for number, s in enumerate(layout.segments)}
         families: dict[int | None, list[Segment]] = {}
-        for segment in self.segments:
-            prefix = numbers[segment.prefix_start, segment.prefix_end] if segment.prefix_length else None
+        for segment, prefix in zip(self.segments, self.prefixes[kept:], strict=True):
             families.setdefault(prefix, []).append(segment)
         self._lengths = [segment.length for segment in self.segments]
         self._blocks = [_Block(b, prefix, device) for prefix, members in families.items() for b in _buckets(members)]
@@ -279,9 +280,8 @@ class Masked(Row):
     @torch.inference_mode(False)
     def __init__(self, layout: Layout, device: torch.device, kept: int = 0) -> None:
         super().__init__(layout, device, kept)
-        starts = {(s.start, s.end): number for number, s in enumerate(layout.segments)}
         own = np.repeat(np.arange(len(layout.segments)), [s.length for s in layout.segments])
-        prefixes = [starts[s.prefix_start, s.prefix_end] if s.prefix_length else -1 for s in layout.segments]
+        prefixes = [-1 if prefix is None else prefix for prefix in self.prefixes]
         self._own, self._prefix, self._positions = (
             torch.from_numpy(x).to(device)
             for x in (own, np.array(prefixes)[own], np.fromiter(layout.positions(), np.int64, layout.length))
@@ -294,7 +294,7 @@ class Masked(Row):
         width, plain = query.shape[-1], options.sinks is None and not options.dropout
         if not (plain and query.is_cuda and width >= 16 and value.shape[-1] == width):
             return False
-        return torch.cuda.get_device_capability(query.device) >= (7, 0) and find_spec("triton") is not None
+        return torch.cuda.get_device_capability(query.device) >= (7, 0) and _has_triton()
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, window: int | None, options: Options, kept: Kept = ((), ())
@@ -348,6 +348,11 @@ class Masked(Row):
             mask_mod=sees,
             seq_lengths=(length - before, length),
         )
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 @cache
