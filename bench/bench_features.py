@@ -3,6 +3,7 @@
     python bench/bench_features.py                       # CT-RATE-like: 30 questions about each volume of 32 slices
     python bench/bench_features.py --questions 30        # all questions of a volume in one row, not 8 as by default
     python bench/bench_features.py --learn connector     # the LLM frozen too
+    python bench/bench_features.py --learn lora          # low-rank adapters in the LLM
     python bench/bench_features.py --case slake
 
 Both ways go the road of `medmvl train`, in one process, from one recipe that differs in `run.features` alone; they do
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 
+from measure import Clock
 from medmvl.bundle import Bundle
 from medmvl.data.mixture import Position
 from medmvl.data.store import write_samples as write_store
@@ -34,10 +36,15 @@ from medmvl.train.objectives import Objective
 from medmvl.train.optim import build_optimizer
 from medmvl.train.recipe import Recipe
 from medmvl.train.strategy import Engine
-from peers import Clock
 from shapes import SHAPES, Shape, build_bundle, write_samples
 
 RATE = {"mode": "full", "lr": 1e-4}
+LEARNING: dict[str, dict[str, dict[str, object]]] = {
+    "connector": {},
+    "lora": {"llm": {"mode": "lora", "rank": 16, "alpha": 32, "lr": 1e-4}},
+    "llm": {"llm": RATE},
+}
+"""What learns beside the connector."""
 
 
 class Spent(NamedTuple):
@@ -63,12 +70,8 @@ class Way:
         self.completed = clock()[0]
         self.kept = set(self.objective.preparer.processor.kept)
         self.engine.prepare(bundle.model, build_optimizer(table.groups, 0.0))
-        frozen = [
-            part for part in tune.parts(bundle.model).values() if not any(p.requires_grad for p in part.parameters())
-        ]
-        self.loop = Loop(
-            self.engine, self.objective, stage, recipe.run, 10**6, frozen, None, None, None, None, Stop()
-        )  # fmt: skip
+        frozen = tune.frozen(bundle.model)
+        self.loop = Loop(self.engine, self.objective, stage, recipe.run, 10**6, frozen, None, None, None, None, Stop())
         self.loop._set_modes()
         self.progress = Progress(
             step=0, stage=0, stage_step=500, epoch=0, sample=0, data="", initial="", samples=0, refused=0
@@ -90,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=["ct_rate", "slake", "pathvqa", "captions"], default="ct_rate")
     parser.add_argument("--size", choices=["small", "wide"], default="small")
-    parser.add_argument("--learn", choices=["llm", "connector"], default="llm", help="beside the connector")
+    parser.add_argument("--learn", choices=LEARNING, default="llm", help="beside the connector")
     parser.add_argument("--media", type=int, default=8, help="volumes or pictures")
     parser.add_argument("--questions", type=int, default=8, help="most questions about a medium in one row")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps to time of each way")
@@ -141,7 +144,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> None:
 
 
 def _recipe(chosen: argparse.Namespace, shape: Shape, folder: Path, kept: str | None) -> Recipe:
-    learning = {f"{shape.medium}.connector": RATE} | ({"llm": RATE} if chosen.learn == "llm" else {})
+    learning = {f"{shape.medium}.connector": RATE} | LEARNING[chosen.learn]
     stage = {
         "name": "bench",
         "steps": 1000,

@@ -38,10 +38,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from measure import Clock, memory_mib, record
 from medmvl.bundle import Bundle
 from medmvl.core.schema import Sample
 from medmvl.infer import engine
-from peers import Clock, Line, Transformers, memory_mib, record
+from peers import Line, Transformers
 from shapes import SHAPES, VOCABULARIES, Shape, build_bundle, write_samples
 
 BATCHES = (4, 8, 16, 32)

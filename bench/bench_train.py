@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from measure import Clock, Spent, forget_peak, memory_mib, record
 from medmvl.bundle import Bundle
 from medmvl.core.schema import Sample
 from medmvl.data.mixture import Position, Step
@@ -40,7 +41,7 @@ from medmvl.train.objectives import Objective
 from medmvl.train.optim import build_optimizer
 from medmvl.train.recipe import Run, Stage
 from medmvl.train.strategy import Engine
-from peers import CLIP, LEARNING_RATE, Clock, Line, Plain, Spent, Transformers, lines, memory_mib, record
+from peers import CLIP, LEARNING_RATE, Line, Plain, Transformers, lines
 from shapes import SHAPES, VOCABULARIES, Shape, build_bundle, conversations, write_samples
 
 MICRO = 8
@@ -81,8 +82,7 @@ class Ours:
         self.engine.prepare(bundle.model, build_optimizer(table.groups, 0.0))
         self.preparer = preparer
         objective = Objective(bundle.model, None, preparer, 1_000, "")
-        parts = tune.parts(bundle.model).values()
-        frozen = [part for part in parts if not any(one.requires_grad for one in part.parameters())]
+        frozen = tune.frozen(bundle.model)
         self.loop = Loop(self.engine, objective, stage, Run(), 1_000, frozen, None, None, None, None, Stop())
         self.progress = Progress(
             step=0, stage=0, stage_step=500, epoch=0, sample=0, data="", initial="", samples=0, refused=0
@@ -201,7 +201,7 @@ def peak(chosen: argparse.Namespace, folder: Path) -> None:
         peer = Plain(bundle, chosen.micro) if chosen.way == "plain" else Transformers(bundle, chosen.micro, str(folder))
         bundle.model = None  # the peer has its copy
         run = lambda: peer.step(rows)  # noqa: E731
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    forget_peak()
     for _ in range(2):
         run()
     print(json.dumps(memory_mib("VmHWM")))

@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 
 from bench_train import LEARNING_RATE, Ours
+from measure import forget_peak, memory_mib
 from medmvl.model import tune
 from medmvl.model.config import TuneRule
-from peers import Plain, lines, memory_mib
+from peers import Plain, lines
 from shapes import SHAPES, Shape, build_bundle, write_samples
 
 _SLAKE, _CT, _TEXT = SHAPES["slake"], SHAPES["ct_rate"], SHAPES["text"]
@@ -64,7 +65,7 @@ def point(name: str, size: int, way: str, folder: Path) -> None:
         plain = Plain(bundle, MICRO)
         step = lambda: plain.step(rows)  # noqa: E731
     step()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    forget_peak()
     spent = step()
     print(json.dumps([spent.rows[0] + spent.update[0], memory_mib("VmHWM")]))
 

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from measure import forget_peak, memory_mib
+
 SIZE = (300, 512, 512)
 TARGET = (32, 256, 256)
 RIVAL = "MONAI"
@@ -125,22 +127,16 @@ def write_scan(path: Path, size: tuple[int, int, int]) -> None:
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def memory(key: str) -> float:
-    """Return a figure of this process in MiB: VmRSS (memory now) or VmHWM (its peak)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
-
-
 def measure(way: str, folder: Path) -> None:
     """Run in a process of its own: print seconds, processor seconds, and memory in MiB as JSON."""
     WAYS[way](str(folder / "small.nii.gz"), folder / "cache")()
     run = WAYS[way](str(folder / "scan.nii.gz"), folder / "cache")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = memory("VmRSS")
+    forget_peak()
+    before = memory_mib("VmRSS")
     processor, begin = sum(os.times()[:2]), time.perf_counter()
     result = run()
     wall, processor = time.perf_counter() - begin, sum(os.times()[:2]) - processor
-    peak = memory("VmHWM")
+    peak = memory_mib("VmHWM")
     if way in list(WAYS)[:2]:
         array = np.asarray(result)[0]
         np.save(folder / f"{way}.npy", array.transpose(2, 1, 0)[:, ::-1, ::-1] if way == RIVAL else array)

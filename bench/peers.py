@@ -5,36 +5,21 @@ they gain by that is small; what we do to read and tokenize is inside of our tim
 """
 
 import copy
-import json
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from measure import Clock, Spent
 from medmvl.bundle import Bundle
 from medmvl.core.schema import Sample
 
 IGNORE = -100
 LEARNING_RATE = 1e-5
 CLIP = 1.0
-
-
-def memory_mib(key: str) -> float:
-    """Return a figure of this process in MiB: VmRSS (memory now) or VmHWM (its peak)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
-
-
-def record(path: Path | None, what: str, seconds: Mapping[str, float]) -> None:
-    """Append what was measured, processor seconds by way, as a line of JSON: `plot_ratios.py` draws them."""
-    if path is not None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"what": what, "seconds": dict(seconds)}) + "\n")
 
 
 @dataclass(frozen=True)
@@ -44,27 +29,6 @@ class Line:
     ids: Tensor
     labels: Tensor
     pixels: Tensor | None
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Seconds of processor and wall time, for all rows forward and backward, and for clipping and the optimizer."""
-
-    rows: tuple[float, float]
-    update: tuple[float, float]
-
-
-class Clock:
-    """Tells processor and wall seconds since it was last asked."""
-
-    def __init__(self) -> None:
-        self._last = (time.process_time(), time.perf_counter())
-
-    def __call__(self) -> tuple[float, float]:
-        """Return both, and start anew."""
-        now = (time.process_time(), time.perf_counter())
-        before, self._last = self._last, now
-        return now[0] - before[0], now[1] - before[1]
 
 
 def lines(bundle: Bundle, samples: Iterable[Sample]) -> list[Line]:

@@ -192,6 +192,11 @@ def reached(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     yield from ((name, one) for name, one in module.named_parameters() if _plain(name) in reachable)
 
 
+def frozen(model: nn.Module) -> list[nn.Module]:
+    """Return the parts of a VLM of which nothing learns."""
+    return [part for part in parts(model).values() if not any(one.requires_grad for one in part.parameters())]
+
+
 def rest(part: nn.Module) -> None:
     """Put a part that does not learn into evaluation mode; what it was told to recompute, it recomputes all the same.
 

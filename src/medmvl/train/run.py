@@ -197,9 +197,7 @@ class _Run:
         if run.compile:
             compile_blocks(bundle.model)
         adapters = tune.adapters(bundle.model)
-        frozen = [
-            part for part in tune.parts(bundle.model).values() if not any(p.requires_grad for p in part.parameters())
-        ]
+        frozen = tune.frozen(bundle.model)
         engine = Engine(self.strategy, self.precision, stage.clip)
         if moments is None:
             progress = _begin_stage(progress, index, plan)
