@@ -111,6 +111,28 @@ def test_killed_run_with_kept_features_resumes_bit_for_bit(root, monkeypatch, em
     assert any(kept.glob("*.bin"))
 
 
+ADAPTED = {"mode": "lora", "lr": 1e-2, "rank": 4, "dropout": 0.2}
+LAYERS = tuple(
+    tiny_run.stage(f"llm-{number}", steps=4, data=[{"source": "squares"}], tune={"llm": rule})
+    for number, rule in enumerate(({"mode": "full", "lr": 1e-2}, ADAPTED, {"mode": "full", "lr": 1e-3}, ADAPTED))
+)
+
+
+@pytest.mark.parametrize("step", [6, 10, 14])
+def test_adapters_upon_trained_weights_resume_bit_for_bit(root, monkeypatch, step):
+    """The weights under an adapter were trained by a stage before: a checkpoint must hold them too."""
+    whole, part = root / "adapted-whole", root / f"adapted-{step}"
+    if not whole.exists():
+        train(tiny_run.recipe(root, *LAYERS, output=str(whole), save_every=2))
+    recipe = tiny_run.recipe(root, *LAYERS, output=str(part), save_every=2)
+    monkeypatch.setattr(Loop, "_report", _raise_at(step + 1))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    monkeypatch.undo()
+    train(recipe, resume=True)
+    assert_same(part, whole)
+
+
 def _raise_at(step):
     report = Loop._report
 

@@ -192,6 +192,11 @@ def reached(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     yield from ((name, one) for name, one in module.named_parameters() if _plain(name) in reachable)
 
 
+def weight_name(name: str) -> str:
+    """Return what a parameter is called where no adapter sits upon it; those of adapters keep their names."""
+    return name.replace(".base_layer.", ".")
+
+
 def frozen(model: nn.Module) -> list[nn.Module]:
     """Return the parts of a VLM of which nothing learns."""
     return [part for part in parts(model).values() if not any(one.requires_grad for one in part.parameters())]
@@ -240,7 +245,7 @@ def _rule_of(part: str, name: str, rules: Mapping[str, TuneRule]) -> str | None:
 
 def _plain(name: str) -> str:
     """Return a parameter's name as if there were no adapters; an adapter counts as the weight it sits on."""
-    return _ADAPTER_WEIGHT.sub(".weight", name).replace(".base_layer.", ".")
+    return weight_name(_ADAPTER_WEIGHT.sub(".weight", name))
 
 
 def _reachable(module: nn.Module) -> frozenset[str]:

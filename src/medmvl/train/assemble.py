@@ -346,7 +346,7 @@ def store_frozen_small(model: VLM, stages: Sequence[Stage], trained: set[str]) -
     So do the weights of norms that have buffers beside them (running statistics): buffers are not converted, and
     kernels want both in one precision.
     """
-    kept = {id(parameter) for name, parameter in model.named_parameters() if name in trained}
+    kept = {id(one) for name, one in model.named_parameters() if tune.weight_name(name) in trained}
     for module in model.modules():
         beside = {buffer.shape for buffer in module.buffers(recurse=False) if buffer.is_floating_point()}
         kept.update(id(parameter) for parameter in module.parameters(recurse=False) if parameter.shape in beside)

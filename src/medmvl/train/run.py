@@ -189,7 +189,7 @@ class _Run:
         total = plan.objective.steps
         _check_data(progress, index, plan)
         self._announce(stage, index, table, total, plan)
-        moments = None if fresh else self._restore(bundle, plan)
+        moments = None if fresh else self._restore(bundle, plan, trained)
         if self.precision == "bf16" and torch.cuda.is_available():
             assemble.store_frozen_small(bundle.model, self.recipe.stages, trained)
         hold_masters(plan.objective.module)
@@ -210,7 +210,7 @@ class _Run:
         if moments is not None:
             engine.load_moments(moments, progress.stage_step)
         self.resumed = None  # the stages that follow start afresh
-        names = {name: known for name, known in plan.names.items() if known in trained or known.startswith(EXTRA)}
+        names = {name: known for name, known in plan.names.items() if _has_learned(known, trained)}
 
         def save(now: Progress) -> None:
             weights = _weights(engine, names, bundle, trained)
@@ -228,12 +228,23 @@ class _Run:
         bundle.model.to("cpu" if not torch.cuda.is_available() else engine.device)
         return progress
 
-    def _restore(self, bundle: Bundle, plan: Plan) -> dict[str, torch.Tensor]:
-        """Load the checkpoint's weights; return the optimizer's moments, by the module's names."""
+    def _restore(self, bundle: Bundle, plan: Plan, trained: set[str]) -> dict[str, torch.Tensor]:
+        """Load the checkpoint's weights; return the optimizer's moments, by the module's names.
+
+        Raises:
+            CheckpointError: it lacks weights that were trained before it was written.
+        """
         model = dict(bundle.model.named_parameters())
         module = {known: name for name, known in plan.names.items()}
         own = dict(plan.objective.module.named_parameters())
-        for known, tensor in read_tensors(self.resumed, "weights").items():
+        weights = read_tensors(self.resumed, "weights")
+        missing = sorted(name for name in {*model, *module} if _has_learned(name, trained) and name not in weights)
+        if missing:
+            raise CheckpointError(
+                f"{self.resumed}: {len(missing)} trained weights are missing, the first is {missing[0]}; it is damaged "
+                "or of an older version: start anew in another folder"
+            )
+        for known, tensor in weights.items():
             target = own[module[known]] if known.startswith(EXTRA) else model[known]
             target.data.copy_(tensor)
         moments = read_tensors(self.resumed, "optimizer")
@@ -305,8 +316,13 @@ def _weights(
         yield names[name], tensor
     held = set(names.values())
     for name, tensor in bundle.model.named_parameters():
-        if name in trained and name not in held:
+        if _has_learned(name, trained) and name not in held:
             yield name, tensor.detach().to("cpu", copy=True)
+
+
+def _has_learned(name: str, trained: set[str]) -> bool:
+    """Whether any stage so far trains a parameter; a later one may have put an adapter on it."""
+    return tune.weight_name(name) in trained or name.startswith(EXTRA)
 
 
 def _renamed(key: str, names: Mapping[str, str]) -> str:
