@@ -3,6 +3,7 @@
 Pin it to one core: taskset -c 1 python bench/bench_convert.py
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -40,7 +41,9 @@ def write(path: Path, rows: int) -> None:
 
 def main() -> None:
     """Print a line per form of the input and of the store."""
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else ROWS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="?", type=int, default=ROWS, help="of the file (%(default)s)")
+    rows = parser.parse_args().rows
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for form, suffix in (("jsonl", "jsonl"), ("jsonl", "json"), ("parquet", "jsonl")):

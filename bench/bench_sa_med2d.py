@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 
@@ -32,6 +33,7 @@ def seconds(images: dict[str, list[str]]) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for count in (50_000, 100_000, 200_000, 400_000):
         images = names(count)
         taken = statistics.median(seconds(images) for _ in range(REPEATS))

@@ -1,5 +1,6 @@
 """How long `medmvl --help` takes beside `import torch`: CPU seconds, medians of alternating repeats."""
 
+import argparse
 import resource
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ def cpu_seconds(command: list[str]) -> float:
 
 def main() -> None:
     """Print one line per command, and the share of `import torch` it takes."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(REPEATS):
         for name, command in COMMANDS.items():

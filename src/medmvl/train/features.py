@@ -34,7 +34,7 @@ from medmvl.train.strategy import Engine
 
 _LOG = get_logger(__name__)
 _LOOKED_AT = 64  # samples that tell how many media there are, and how many lack features
-_WORTH = 0.5  # keeping features must take at most this share of the time that computing them does
+_WORTH = 2 / 3  # keeping features must take at most this share of the time that computing them does
 _OFTEN = 30.0  # seconds between two lines of progress
 _ALIKE = 0.02  # how far the same features may be apart, by their norm, on another device or with another torch
 
