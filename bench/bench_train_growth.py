@@ -72,7 +72,7 @@ def point(name: str, size: int, way: str, folder: Path) -> None:
 
 def plot(found: dict[str, dict[str, list[list[float]]]], path: Path) -> None:
     """Draw time above memory, a column for each thing that grows."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(2, len(found), figsize=(3.2 * len(found), 5.6), squeeze=False, sharex="col")
     for column, (name, ways) in enumerate(found.items()):
@@ -81,9 +81,11 @@ def plot(found: dict[str, dict[str, list[list[float]]]], path: Path) -> None:
             axis = axes[row][column]
             for way, colour in zip(WAYS, ("#1b6ca8", "#b0453a"), strict=True):
                 axis.plot(sizes, [values[row] for values in ways[way]], "o-", color=colour, label=way, markersize=4)
-            axis.set(xscale="log", yscale="log", xticks=sizes, ylabel=what if column == 0 else "")
+            axis.set(xscale="log", yscale="log", ylabel=what if column == 0 else "")
             axis.set_xticks(sizes, labels=[str(size) for size in sizes])
             axis.minorticks_off()
+            axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:,g}")
             axis.grid(alpha=0.3)
         axes[1][column].set_xlabel(title)
     axes[0][0].legend(frameon=False)
