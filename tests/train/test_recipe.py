@@ -227,3 +227,10 @@ def test_parts_that_would_stay_random_are_told(towers: dict, tune: dict, carried
     rules = {"llm": {"mode": "full", "lr": 1.0}, **{name: {"mode": mode, "lr": 1.0} for name, mode in tune.items()}}
     recipe = Recipe.load({"model": {"llm": "org/llm", "towers": towers}, "stages": [stage | {"tune": rules}]})
     assert recipe.left_random(carried) == expected
+
+
+def test_an_override_is_told_where_it_does_not_fit_its_file(tmp_path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(Recipe.load(MINIMAL).to_yaml())
+    with pytest.raises(ConfigError, match=r"line \d+ with override 'run.row_tokens=100': run: row_tokens 100"):
+        Recipe.load(path, ["run.row_tokens=100"])

@@ -321,9 +321,13 @@ def _item_names(items: list[Any]) -> list[str]:
 
 
 def _line(mistake: Mistake, origins: Origins) -> str:
-    """Return "file, line n: a.b: what is wrong", with the line of the closest key that was written."""
-    keys = mistake.path
+    """Return "file, line n: a.b: what is wrong", with the line of the closest key that was written.
+
+    What is wrong with a mapping as a whole may come from an override below it, which is told as well.
+    """
+    keys = path = mistake.path
     while keys and keys not in origins:
         keys = keys[:-1]
-    where = f"{origins[keys]}: " if keys else ""
+    below = (one for at, one in origins.items() if at != path and at[: len(path)] == path and not one.line)
+    where = f"{' with '.join(map(str, [origins[keys], *below]))}: " if keys else ""
     return f"{where}{mistake.dotted}: {mistake.message}" if mistake.path else f"{where}{mistake.message}"
