@@ -215,6 +215,35 @@ def test_options_of_many_samples_score_as_those_of_each(tmp_path: Path) -> None:
         assert [pytest.approx(scores, rel=1e-5) for scores in found] == alone
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number"),
+        ({"batch_size": None}, "batch_size must be a whole number"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+    ],
+)
+def test_settings_of_answers_that_make_no_sense(tmp_path: Path, wrong: dict, said: str) -> None:
+    bundle = make(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        bundle.generate(make_samples(tmp_path), **wrong)
+
+
+def test_what_is_no_list_of_samples_or_options(tmp_path: Path) -> None:
+    bundle, samples = make(tmp_path), make_samples(tmp_path)
+    with pytest.raises(TypeError, match="give a list of samples, got Sample"):
+        bundle.generate(samples[0])
+    with pytest.raises(TypeError, match=r"got dict; Sample\.from_dict"):
+        bundle.generate([samples[0].model_dump()])
+    with pytest.raises(ValueError, match="1 samples, 2 lists of options"):
+        bundle.score_options_each(samples[:1], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="give a list of texts, got the text 'yes'"):
+        bundle.score_options(samples[0], "yes")
+
+
 def test_logits_count_the_expanded_image(tmp_path: Path) -> None:
     bundle, samples = make(tmp_path), make_samples(tmp_path)
     logits = bundle.logits(samples[4])

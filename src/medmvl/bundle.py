@@ -316,8 +316,14 @@ class Bundle:
 
         Raises:
             SampleError: a sample cannot be used; says which and why.
+            ValueError: not as many lists of options as samples, or a text in place of a list.
         """
         order = _by_media(samples)
+        if len(options) != len(samples):
+            raise ValueError(f"every sample needs its options: {len(samples)} samples, {len(options)} lists of options")
+        for sample, own in zip(samples, options, strict=True):
+            if isinstance(own, str):
+                raise ValueError(f"options of sample {sample.id!r}: give a list of texts, got the text {own!r}")
 
         def asked() -> Iterator[tuple[Encoded, list[list[int]]]]:
             for place, prompt in zip(order, self._prompts([samples[place] for place in order]), strict=True):
@@ -358,6 +364,10 @@ class Bundle:
 
 def _by_media(samples: Sequence[Sample]) -> list[int]:
     """Return the places of samples, those about the same media next to each other."""
+    for one in [samples] if isinstance(samples, Sample) else samples:
+        if one is samples or not isinstance(one, Sample):
+            given = type(one).__name__
+            raise TypeError(f"give a list of samples, got {given}; Sample.from_dict makes a sample of a mapping")
     first: dict[tuple[str, ...], int] = {}
     return sorted(range(len(samples)), key=lambda place: first.setdefault(samples[place].media_key, place))
 

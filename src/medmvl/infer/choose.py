@@ -1,6 +1,7 @@
 """Which token comes next."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,8 @@ class Chooser:
     """
 
     def __init__(self, processor: Processor, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> None:
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise ValueError(f"temperature must be at least 0 and top_p in (0, 1], got {temperature} and {top_p}")
+        if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
+            raise ValueError(f"temperature must be 0 or more, top_p in (0, 1], got {temperature} and {top_p}")
         self.temperature, self.top_p, self.seed = temperature, top_p, seed
         # Placeholders stand for media, and rows beyond the tokenizer (tables are padded) stand for nothing.
         self.known = len(processor.tokenizer)

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -139,9 +140,10 @@ def score(
         batch_size: most prompts that are in work at the same time.
 
     Raises:
-        ValueError: an option without tokens.
+        ValueError: an option without tokens, or a batch size below 1.
         SampleError: a file of a prompt cannot be read.
     """
+    _check_whole(batch_size=batch_size)
     options: dict[int, Sequence[Sequence[int]]] = {}
     scores: dict[int, list[float]] = {}
     apart: deque[Asked] = deque()
@@ -234,6 +236,12 @@ def _together(model: VLM, asked: Iterable[Asked], apart: deque[Asked]) -> Iterat
             apart.append(one)
 
 
+def _check_whole(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 @torch.no_grad()
 def _events(
     model: VLM,
@@ -244,8 +252,7 @@ def _events(
     batch_size: int,
 ) -> Iterator[Event]:
     """Yield what happens, in the order of its happening."""
-    if max_new_tokens < 1 or batch_size < 1:
-        raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+    _check_whole(max_new_tokens=max_new_tokens, batch_size=batch_size)
     asked = (Asked(number, prompt, max_new_tokens) for number, prompt in enumerate(prompts))
     apart: deque[Asked] = deque()
     with _evaluating(model):
