@@ -240,6 +240,8 @@ def test_what_is_no_list_of_samples_or_options(tmp_path: Path) -> None:
         bundle.generate([samples[0].model_dump()])
     with pytest.raises(ValueError, match="1 samples, 2 lists of options"):
         bundle.score_options_each(samples[:1], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="batch_size must be a whole number"):
+        bundle.score_options_each(samples[:1], [["a"]], batch_size=0)
     with pytest.raises(ValueError, match="give a list of texts, got the text 'yes'"):
         bundle.score_options(samples[0], "yes")
 
