@@ -182,6 +182,23 @@ def test_a_run_that_is_asked_saves_and_leaves(root, uninterrupted, capfd, asked)
     assert_same(train(path, resume=True), uninterrupted)
 
 
+def test_a_run_that_fails_ends_and_its_loaders_with_it(root):
+    """Its traceback keeps the loop alive, and the loop its loader processes, which outlive SIGTERM."""
+    failing = tiny_run.stage("failing", steps=30, data=[{"source": "squares"}], tune=STAGES[1]["tune"])
+    path = root / "failing.yaml"
+    path.write_text(json.dumps(tiny_run.recipe(root, failing, output=str(root / "failing"), workers=2)))
+    script = (
+        "import sys\nfrom medmvl.train.loop import Loop\nfrom medmvl.train.run import train\n"
+        "def fail(self, progress): raise RuntimeError('in the loop')\n"
+        "Loop._report = fail\ntrain(sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], timeout=60, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("RuntimeError: in the loop")
+
+
 def test_resumed_recipe_must_learn_the_same(root, uninterrupted):
     settings = tiny_run.recipe(root, *STAGES, volumes=True, output=str(uninterrupted))
     settings["stages"][1]["global_batch"] = 6

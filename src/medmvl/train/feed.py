@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -273,6 +275,21 @@ def _outlive_signals(_: int) -> None:
     """Let a signal to all processes (torchrun, Slurm, Ctrl-C) end the trainer alone, which still needs this one."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_loaders() -> None:
+    """End the loader processes that are left when Python exits, as those of a loop that an error has left.
+
+    multiprocessing would ask them to with SIGTERM, which they ignore, and then wait for them for ever.
+    """
+    left = [process for process in multiprocessing.active_children() if process.daemon]
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would tell of workers that were killed
+    for process in left:
+        process.kill()
+
+
+atexit.register(_end_loaders)
 
 
 def _as_it_is(value: Ready) -> Ready:

@@ -20,7 +20,8 @@ _REST = "the rest: logs, checkpoints, validation"
 _TRACED = 2
 """The step, counted from 0, whose operations are traced: the first ones are slower than all others."""
 _KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::convolution"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"),
+    "convolutions": ("convolution",),
     "attention": ("scaled_dot_product",),
     "optimizer": ("_adamw_",),
     "copies": ("aten::copy_", "aten::cat", "aten::index_select", "aten::index_copy", "aten::fill_", "aten::clone"),
