@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -355,6 +356,18 @@ def test_a_damaged_entry_is_computed_anew_by_the_next_run(root, tmp_path):
     assert sum(len(objective.preparer(step).refused) for step in steps) == 1
     again = batches(prepare(settings)[0], steps=10)
     for one, other in zip(expected, again, strict=True):
+        torch.testing.assert_close(one.features["image"], other.features["image"])
+
+
+def test_features_that_were_cut_off_are_computed_before_the_run(root, tmp_path):
+    settings = recipe(root, tmp_path / "run", stage(data=[{"source": "squares/side"}]))
+    expected = batches(prepare(settings)[0], steps=10)
+    for data in (tmp_path / "kept").glob("*.bin"):
+        os.truncate(data, data.stat().st_size // 2)
+    objective, _ = prepare(settings)
+    steps = [step for step, _ in zip(objective.order.steps(4), range(10), strict=False)]
+    assert not any(objective.preparer(step).refused for step in steps)
+    for one, other in zip(expected, batches(objective, steps=10), strict=True):
         torch.testing.assert_close(one.features["image"], other.features["image"])
 
 

@@ -81,6 +81,12 @@ def _size(line: Mapping[str, Any]) -> int:
     return math.prod(line["shape"]) * np.dtype(line["dtype"]).itemsize
 
 
+def _end(text: bytes) -> int:
+    """Return the place in its file behind an array, given its index line."""
+    line = json.loads(text)
+    return int(line["at"]) + _size(line)
+
+
 def _write(file: Any, data: memoryview) -> None:
     done = 0
     while done < len(data):
@@ -220,15 +226,27 @@ class Shards:
         self._read[name] = start + len(complete)
         if self._writer is not None and self._writer.name == shard:
             return  # known already
+        found = []
         for line in complete.split(b"\n"):
             checksum, _, said = line.partition(b" ")
-            if checksum != b"%08x" % zlib.crc32(said):
-                continue
-            kind, key, rest = said.split(b" ", 2)
+            if checksum == b"%08x" % zlib.crc32(said):
+                found.append(said.split(b" ", 2))
+        there = self._bytes_there(shard)
+        last = next((rest for kind, _, rest in reversed(found) if kind != _NOTE), None)
+        whole = last is None or _end(last) <= there  # arrays lie end to end, so one look is enough
+        for kind, key, rest in found:
             if kind == _NOTE:
                 self._notes[key.decode()] = rest.decode()
+            elif not whole and _end(rest) > there:
+                continue  # the file was cut off, by a copy for example
             elif (place := _Place(shard, rest)) not in (known := self._places.get(key.decode(), ())):
                 self._places[key.decode()] = (*known, place)
+
+    def _bytes_there(self, shard: str) -> int:
+        try:
+            return (self.folder / f"{shard}.bin").stat().st_size
+        except OSError:
+            return 0
 
     def _map(self, place: _Place, line: Mapping[str, Any]) -> np.ndarray | None:
         """Return an array as it lies on the disk, or None when it is gone, cut off or damaged."""
