@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from measure import Clock, memory_mib, record
+from measure import Clock, forget_peak, memory_mib, record
 from medmvl.bundle import Bundle
 from medmvl.core.schema import Sample
 from medmvl.infer import engine
@@ -309,7 +309,7 @@ def point(chosen: argparse.Namespace, folder: Path) -> None:
     with lengths.obeyed():
         bundle.generate(samples[:1], 2)
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        forget_peak()
         before, clock = memory_mib("VmRSS"), Clock()
         bundle.generate(samples, lengths.longest)
         print(json.dumps([len(samples), clock()[0], memory_mib("VmHWM") - before]))

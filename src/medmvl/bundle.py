@@ -364,10 +364,10 @@ class Bundle:
 
 def _by_media(samples: Sequence[Sample]) -> list[int]:
     """Return the places of samples, those about the same media next to each other."""
-    for one in [samples] if isinstance(samples, Sample) else samples:
-        if one is samples or not isinstance(one, Sample):
-            given = type(one).__name__
-            raise TypeError(f"give a list of samples, got {given}; Sample.from_dict makes a sample of a mapping")
+    wrong = [samples] if isinstance(samples, Sample) else [one for one in samples if not isinstance(one, Sample)]
+    if wrong:
+        given = type(wrong[0]).__name__
+        raise TypeError(f"give a list of samples, got {given}; Sample.from_dict makes a sample of a mapping")
     first: dict[tuple[str, ...], int] = {}
     return sorted(range(len(samples)), key=lambda place: first.setdefault(samples[place].media_key, place))
 
