@@ -234,3 +234,6 @@ def test_an_override_is_told_where_it_does_not_fit_its_file(tmp_path) -> None:
     path.write_text(Recipe.load(MINIMAL).to_yaml())
     with pytest.raises(ConfigError, match=r"line \d+ with override 'run.row_tokens=100': run: row_tokens 100"):
         Recipe.load(path, ["run.row_tokens=100"])
+    path.write_text(path.read_text().partition("\nrun:")[0] + "\n")  # all of `run` is the override's then
+    with pytest.raises(ConfigError, match=r"  override 'run.row_tokens=100': run: row_tokens 100"):
+        Recipe.load(path, ["run.row_tokens=100"])

@@ -328,6 +328,6 @@ def _line(mistake: Mistake, origins: Origins) -> str:
     keys = path = mistake.path
     while keys and keys not in origins:
         keys = keys[:-1]
-    below = (one for at, one in origins.items() if at != path and at[: len(path)] == path and not one.line)
-    where = f"{' with '.join(map(str, [origins[keys], *below]))}: " if keys else ""
+    below = (one for at, one in origins.items() if at[: len(path)] == path and not one.line)
+    where = f"{' with '.join(dict.fromkeys(map(str, (origins[keys], *below))))}: " if keys else ""
     return f"{where}{mistake.dotted}: {mistake.message}" if mistake.path else f"{where}{mistake.message}"
