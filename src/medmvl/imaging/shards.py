@@ -244,7 +244,8 @@ class Shards:
 
     def _bytes_there(self, shard: str) -> int:
         try:
-            return (self.folder / f"{shard}.bin").stat().st_size
+            with (self.folder / f"{shard}.bin").open("rb", buffering=0) as file:
+                return os.fstat(file.fileno()).st_size  # opened, for a network disk may remember the size of before
         except OSError:
             return 0
 
