@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -108,7 +109,7 @@ def loader(feed: Feed[Planned, Ready], workers: int) -> Iterable[Ready]:
         prefetch_factor=_PREFETCHED,
         collate_fn=_as_it_is,
         worker_init_fn=_outlive_signals,
-        multiprocessing_context="fork",
+        multiprocessing_context=_LoaderContext(),
     )
 
 
@@ -277,12 +278,20 @@ def _outlive_signals(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+class _LoaderProcess(ForkProcess):
+    """Told apart from other processes of the program that trains."""
+
+
+class _LoaderContext(ForkContext):
+    Process = _LoaderProcess
+
+
 def _end_loaders() -> None:
     """End the loader processes that are left when Python exits, as those of a loop that an error has left.
 
     multiprocessing would ask them to with SIGTERM, which they ignore, and then wait for them for ever.
     """
-    left = [process for process in multiprocessing.active_children() if process.daemon]
+    left = [process for process in multiprocessing.active_children() if isinstance(process, _LoaderProcess)]
     if left:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would tell of workers that were killed
     for process in left:
