@@ -133,6 +133,26 @@ def test_adapters_upon_trained_weights_resume_bit_for_bit(root, monkeypatch, ste
     assert_same(part, whole)
 
 
+def test_contrast_resumes_bit_for_bit(root, monkeypatch):
+    """What is learned beside the bundle is in a checkpoint as well."""
+    contrast = tiny_run.stage(
+        "contrast",
+        objective="contrastive",
+        steps=6,
+        data=[{"source": "squares/report"}],
+        tune={"image.encoder": {"mode": "full", "lr": 1e-2}},
+    )
+    whole, part = root / "contrast-whole", root / "contrast-killed"
+    train(tiny_run.recipe(root, contrast, output=str(whole), save_every=2))
+    recipe = tiny_run.recipe(root, contrast, output=str(part), save_every=2)
+    monkeypatch.setattr(Loop, "_report", _raise_at(5))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    monkeypatch.undo()
+    train(recipe, resume=True)
+    assert_same(part, whole)
+
+
 def _raise_at(step):
     report = Loop._report
 

@@ -238,7 +238,8 @@ class _Run:
         module = {known: name for name, known in plan.names.items()}
         own = dict(plan.objective.module.named_parameters())
         weights = read_tensors(self.resumed, "weights")
-        missing = sorted(name for name in {*model, *module} if _has_learned(name, trained) and name not in weights)
+        learned = {name for name in (*model, *map(plan.names.get, own)) if _has_learned(name, trained)}
+        missing = sorted(learned - weights.keys())
         if missing:
             raise CheckpointError(
                 f"{self.resumed}: {len(missing)} trained weights are missing, the first is {missing[0]}; it is damaged "
